@@ -1,0 +1,35 @@
+// Batches in the global order, prefetched by one background thread.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <vector>
+
+#include "llmc/data/dataset.h"
+
+namespace lmo {
+
+struct HostBatch {
+    int64_t sequences = 0, length = 0;
+    std::vector<int32_t> inputs, targets;  // [sequences, length]
+};
+
+class Loader {
+  public:
+    // Serves micro-batches of `micro_batch` sequences from stream position `position` (samples read
+    // so far) on. Later a rank will take every world-th; here there is one.
+    Loader(const Dataset& dataset, uint64_t seed, int64_t micro_batch, int64_t position);
+    ~Loader();
+    Loader(const Loader&) = delete;
+    Loader& operator=(const Loader&) = delete;
+
+    // The next micro-batch; rethrows here what went wrong in the background. Valid until the call
+    // after the next one.
+    const HostBatch& next();
+
+  private:
+    struct Impl;
+    std::unique_ptr<Impl> impl_;
+};
+
+}  // namespace lmo

@@ -1,0 +1,283 @@
+// The one border between the program and the hardware.
+//
+// A Backend is a set of operations on dense tensors in its own memory. Everything above this file is
+// written once against it; llmc/cpu implements it on the processor (in fp64 it is the oracle of all
+// tests), and a new device is a new folder that implements it again.
+//
+// Rules of the border:
+//  * An operation never allocates. Those that need scratch memory say how much (`workspace_bytes`
+//    with the same parameter struct, data pointers not read) and get it in `workspace`.
+//  * The element type is chosen inside the operation, from the tensors' dtype. Letters: B sequences,
+//    T positions, N = B*T rows, C channels (d_model), H heads, K key/value heads, D head size,
+//    F SwiGLU width, V vocabulary. "compute" is the type of activations and of the weights that a
+//    matrix product reads; gradients, statistics and master weights are "master": fp32, or fp64
+//    when compute is fp64.
+//  * Scalars that change at every step are read from device memory (fp64), so that a captured
+//    sequence of operations stays valid.
+//  * Every reduction has a fixed order: equal inputs, threads and processor features give equal
+//    bits.
+//  * Operations run in order; only copy_out and synchronize wait for them. A mismatch of shapes or
+//    types is a programmer error (assert), lack of memory is an Error.
+#pragma once
+
+#include <functional>
+#include <memory>
+#include <span>
+#include <string>
+
+#include "llmc/core/tensor.h"
+
+namespace lmo {
+
+// ---- dense ---------------------------------------------------------------------------------------
+
+// C = alpha * op(A) op(B) + beta * C, with op(X) = X or its transpose. A, B: compute; C: compute or
+// master. Rank 3 tensors are a batch of independent products.
+struct Gemm {
+    Tensor a, b, c;
+    bool transpose_a = false, transpose_b = false;
+    double alpha = 1.0, beta = 0.0;
+    Tensor workspace;
+};
+
+// C = alpha * A A^T + beta * S, all of it stored, exactly symmetric; A [.., m, k], S and C [.., m, m]
+// (S symmetric; may be empty when beta is 0, and must not overlap C).
+struct SymmetricProduct {
+    Tensor a, s, c;
+    double alpha = 1.0, beta = 0.0;
+    Tensor workspace;
+};
+
+// Causal attention with grouped heads: for head h and position t,
+//   out = sum_{s<=t} softmax_s(q_t . k_s / sqrt(D)) v_s,  k and v of head h / (H/K).
+// qkv [B, T, (H+2K)*D] holds q, k, v side by side; out [B, T, H*D]; lse [B, H, T] (master) is the
+// log-sum-exp of each row of scores, kept for the backward pass. No T x T matrix per batch exists.
+struct AttentionForward {
+    Tensor qkv, out, lse;
+    int heads, kv_heads;
+    Tensor workspace;
+};
+
+// Gradient of the above: dqkv [B, T, (H+2K)*D] is overwritten.
+struct AttentionBackward {
+    Tensor qkv, out, lse, dout, dqkv;
+    int heads, kv_heads;
+    Tensor workspace;
+};
+
+// ---- model ---------------------------------------------------------------------------------------
+
+// out[i] = table[ids[i]]; ids [N] int32, table [V, C] compute, out [N, C].
+struct EmbeddingForward {
+    Tensor ids, table, out;
+};
+
+// dtable[v] += sum over i with ids[i] = v, in order of i, of dout[i]. dtable [V, C] master.
+struct EmbeddingBackward {
+    Tensor ids, dout, dtable;
+    Tensor workspace;
+};
+
+// Residual stream and norm in one pass: sum = x + branch (branch may be empty: sum = x and is not
+// written when `sum` is empty), out = sum * rstd * gain, rstd = 1/sqrt(mean(sum^2) + eps).
+// x, sum [N, C] residual type; branch, out [N, C] compute; gain [C] compute; rstd [N] master.
+// `sum` may be `x`.
+struct RmsNormForward {
+    Tensor x, branch, gain;
+    Tensor sum, out, rstd;
+    double eps;
+};
+
+// Gradient of out with respect to its input, added to the residual gradient: dx += ..., with x the
+// normed input (`sum` above); dgain [C] (master) += ...; dx [N, C] residual type. When dbranch
+// [N, C] (compute) is given it receives a copy of the new dx: the gradient of `branch`.
+struct RmsNormBackward {
+    Tensor x, gain, rstd, dout;
+    Tensor dx, dgain, dbranch;
+    Tensor workspace;
+};
+
+// Rotary position embedding, half-split pairs (i, i + D/2), in place on the q and k heads of
+// qkv [B, T, (H+2K)*D]: (a, b) -> (a cos - b sin, a sin + b cos). inverse: the transposed rotation,
+// which is the gradient. table [T, D/2, 2] (master): cos and sin of t * theta^(-2i/D).
+struct Rope {
+    Tensor qkv, table;
+    int heads, kv_heads;
+    bool inverse = false;
+};
+
+// out = silu(gate) * up with gate_up [N, 2F] = gate and up side by side; out [N, F].
+struct SwigluForward {
+    Tensor gate_up, out;
+};
+
+// dgate_up [N, 2F] from dout [N, F]; dgate_up may be gate_up.
+struct SwigluBackward {
+    Tensor gate_up, dout, dgate_up;
+};
+
+// Softmax cross-entropy over rows: losses[i] = log sum_v exp(logits[i, v]) - logits[i, target].
+// With gradient_scale != 0 the logits are replaced by their gradient,
+// gradient_scale * (softmax - onehot). logits [N, V] compute, targets [N] int32 (-1: the row is
+// ignored, its loss and gradient are 0), losses [N] master.
+struct Classifier {
+    Tensor logits, targets, losses;
+    double gradient_scale = 0.0;
+};
+
+// ---- reductions ----------------------------------------------------------------------------------
+
+// out[0] = scale * sum(x) (+ out[0] when accumulate). out: fp64.
+struct Sum {
+    Tensor x, out;
+    double scale = 1.0;
+    bool accumulate = false;
+};
+
+// out[i] = sum of squares of tensors[i]; out [n] fp64. The partial sums have fixed borders.
+struct SumOfSquares {
+    std::span<const Tensor> tensors;
+    Tensor out;
+    Tensor workspace;
+};
+
+// norm[0] = sqrt(sum(sum_of_squares)); factor[0] = min(1, max_norm / (norm + 1e-6)) as in
+// torch.nn.utils.clip_grad_norm_, or 1 when max_norm is 0. All fp64.
+struct ClipFactor {
+    Tensor sum_of_squares, norm, factor;
+    double max_norm = 0.0;
+};
+
+// ---- optimizer -----------------------------------------------------------------------------------
+// These run over a list of tensors at once. `x` holds gradients on entry and is rewritten in place,
+// stage by stage, until it is the direction of the update. All tensors are master type.
+
+// Every two-term momentum at once: with g = factor[0] * x,
+//   x = u_m * m + u_g * g,   m = m_m * m + m_g * g    (right-hand sides: old m).
+// momentum may be an empty span: then x = u_g * g.
+struct Momentum {
+    std::span<const Tensor> x, momentum;
+    Tensor factor;
+    double u_m, u_g, m_m, m_g;
+};
+
+// Adam's direction, with g = factor[0] * x and t = step[0] + 1 (step: fp64, updates done so far):
+//   m = beta1 m + (1-beta1) g,  v = beta2 v + (1-beta2) g^2,
+//   x = (m / (1-beta1^t)) / (sqrt(v / (1-beta2^t)) + eps)                      eps_inside = false
+//   x = m / (sqrt(v) + eps) * sqrt(1-beta2^t) / (1-beta1^t)                    eps_inside = true
+// (Kingma & Ba 2015, algorithm 1; and the variant in its section 2 with eps before the correction.)
+struct Adam {
+    std::span<const Tensor> x, first, second;
+    Tensor factor, step;
+    double beta1, beta2, eps;
+    bool eps_inside = false;
+};
+
+// x = sign(x), sign(0) = 0.
+struct Sign {
+    std::span<const Tensor> x;
+};
+
+// x = x / (||x||_F + eps), each tensor by its own norm.
+struct FrobeniusNormalize {
+    std::span<const Tensor> x;
+    double eps;
+    Tensor workspace;
+};
+
+// Newton-Schulz orthogonalisation, each tensor [m, n] a matrix, all of one shape: with X = x (the
+// transpose if m > n) / (||x||_F * norm_scale + eps), for each (a, b, c):
+//   A = X X^T,  X = a X + (b A + c A^2) X.
+// Zero stays zero.
+struct NewtonSchulzStep {
+    double a, b, c;
+};
+struct NewtonSchulz {
+    std::span<const Tensor> x;
+    std::span<const NewtonSchulzStep> steps;
+    double norm_scale = 1.0, eps = 1e-7;
+    Tensor workspace;
+};
+
+// w = (1 - lr * decay[i]) * w - lr * radius[i] * x, with lr = lr_scale * rate[0] (fp64). When copies
+// is not empty, copies[i] (compute) receives the new weights.
+struct Apply {
+    std::span<const Tensor> weights, x, copies;
+    Tensor rate;
+    double lr_scale = 1.0;
+    std::span<const double> radius, decay;
+};
+
+// ---- the backend ---------------------------------------------------------------------------------
+
+// A recorded sequence of operations.
+class Graph {
+  public:
+    virtual ~Graph() = default;
+    virtual void launch() = 0;
+};
+
+class Backend {
+  public:
+    virtual ~Backend() = default;
+
+    // One line for people: device, libraries, threads, features in use.
+    virtual std::string describe() const = 0;
+    // The type in which this device computes fastest without a loss that matters: bf16 or fp32.
+    virtual DType preferred_compute() const = 0;
+
+    // Memory. allocate: 256-byte aligned, contents undefined; Error when there is none left.
+    virtual void* allocate(size_t bytes) = 0;
+    virtual void release(void* memory) = 0;
+    virtual void copy_in(const Tensor& to, const void* host) = 0;    // to.bytes() bytes
+    virtual void copy_out(void* host, const Tensor& from) = 0;       // waits
+    virtual void copy(const Tensor& to, const Tensor& from) = 0;     // converts between dtypes
+    virtual void zero(const Tensor& tensor) = 0;
+
+    // Order. capture records the operations that body() issues, without running them.
+    virtual std::unique_ptr<Graph> capture(std::function<void()> body) = 0;
+    virtual void synchronize() = 0;
+
+    // Dense.
+    virtual size_t workspace_bytes(const Gemm&) const = 0;
+    virtual size_t workspace_bytes(const SymmetricProduct&) const = 0;
+    virtual size_t workspace_bytes(const AttentionForward&) const = 0;
+    virtual size_t workspace_bytes(const AttentionBackward&) const = 0;
+    virtual void gemm(const Gemm&) = 0;
+    virtual void symmetric_product(const SymmetricProduct&) = 0;
+    virtual void attention_forward(const AttentionForward&) = 0;
+    virtual void attention_backward(const AttentionBackward&) = 0;
+
+    // Model.
+    virtual size_t workspace_bytes(const EmbeddingBackward&) const = 0;
+    virtual size_t workspace_bytes(const RmsNormBackward&) const = 0;
+    virtual void embedding_forward(const EmbeddingForward&) = 0;
+    virtual void embedding_backward(const EmbeddingBackward&) = 0;
+    virtual void rmsnorm_forward(const RmsNormForward&) = 0;
+    virtual void rmsnorm_backward(const RmsNormBackward&) = 0;
+    virtual void rope(const Rope&) = 0;
+    virtual void swiglu_forward(const SwigluForward&) = 0;
+    virtual void swiglu_backward(const SwigluBackward&) = 0;
+    virtual void classifier(const Classifier&) = 0;
+
+    // Reductions.
+    virtual size_t workspace_bytes(const SumOfSquares&) const = 0;
+    virtual void sum(const Sum&) = 0;
+    virtual void sum_of_squares(const SumOfSquares&) = 0;
+    virtual void clip_factor(const ClipFactor&) = 0;
+
+    // Optimizer.
+    virtual size_t workspace_bytes(const FrobeniusNormalize&) const = 0;
+    virtual size_t workspace_bytes(const NewtonSchulz&) const = 0;
+    virtual void momentum(const Momentum&) = 0;
+    virtual void adam(const Adam&) = 0;
+    virtual void sign(const Sign&) = 0;
+    virtual void frobenius_normalize(const FrobeniusNormalize&) = 0;
+    virtual void newton_schulz(const NewtonSchulz&) = 0;
+    virtual void apply(const Apply&) = 0;
+};
+
+// The makers; each backend's folder defines its own.
+std::unique_ptr<Backend> make_cpu_backend(int threads);  // 0: all cores of this process
+
+}  // namespace lmo

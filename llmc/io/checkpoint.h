@@ -1,0 +1,39 @@
+// Checkpoint folders: checkpoints/step_00001000/ with model.safetensors, config.json (Hugging Face),
+// optimizer.safetensors, state.json and, written last, manifest.json (size and XXH3-128 of each
+// file; `xxh128sum` prints the same). A folder is written under a temporary name, synced, then renamed:
+// what has a valid manifest is complete.
+#pragma once
+
+#include <nlohmann/json_fwd.hpp>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "llmc/io/safetensors.h"
+
+namespace lmo {
+
+struct CheckpointContents {
+    std::vector<TensorSource> model;
+    std::vector<TensorSource> optimizer;
+    const nlohmann::json* model_config;  // config.json
+    const nlohmann::json* state;         // state.json
+};
+
+// Saves under run_dir/checkpoints and then removes the oldest complete checkpoints beyond `keep`
+// (0: keep all). Throws Error (disk full, read-only, ...) leaving earlier checkpoints untouched and
+// no temporary behind. Returns the folder.
+std::string save_checkpoint(const std::string& run_dir, int64_t step,
+                            const CheckpointContents& contents, int keep);
+
+// Does the folder have a manifest that every file agrees with? `reason` says why not.
+bool checkpoint_is_valid(const std::string& folder, std::string* reason);
+
+// The newest valid checkpoint of a run folder; a broken one is named in `warnings` and passed over.
+std::optional<std::string> newest_checkpoint(const std::string& run_dir,
+                                             std::vector<std::string>* warnings);
+
+// Has this run folder been used (metrics or checkpoints in it)?
+bool run_folder_is_used(const std::string& run_dir);
+
+}  // namespace lmo

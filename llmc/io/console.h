@@ -1,0 +1,42 @@
+// What a person sees while training: aligned lines within 80 columns, and on a terminal a status line
+// below them with progress, speed and time left.
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <string>
+
+namespace lmo {
+
+std::string format_duration(double seconds);   // "48 s", "12:05", "3:07:15"
+std::string format_count(double number);       // "987", "12.3k", "124M"
+std::string format_bytes(double bytes);        // "12.3 MiB"
+
+struct ProgressLine {
+    int64_t step = 0, steps = 0;
+    double loss = 0, rate = 0, gradient_norm = 0, tokens_per_second = 0;
+    std::optional<double> mfu;
+    std::string phase;
+    double seconds_left = 0;
+};
+
+class Console {
+  public:
+    explicit Console(int64_t steps);
+    void header();
+    // Prints a line when one is due: on a terminal at most about one a second (the status line is
+    // redrawn in between); in a pipe or file about 40 lines a run and never more than one in 2 s.
+    // `force` prints it anyway.
+    void progress(const ProgressLine& line, bool force = false);
+    void message(const std::string& text);  // on its own line, above the status line
+    void warning(const std::string& text);  // stderr
+    void finish();                          // clears the status line
+
+  private:
+    bool terminal_;
+    int64_t steps_;
+    double last_printed_ = -1e9, last_drawn_ = -1e9;
+    bool status_shown_ = false;
+};
+
+}  // namespace lmo

@@ -1,0 +1,28 @@
+// metrics.jsonl, one JSON object a line, and the same scalars as TensorBoard events.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <nlohmann/json_fwd.hpp>
+#include <string>
+
+namespace lmo {
+
+class MetricsLog {
+  public:
+    // Appends to run_dir/metrics.jsonl. Of an existing file, lines that belong to updates from
+    // `resume_step` on are dropped first ("train" lines with step >= it, "val" lines with step > it,
+    // any "summary"; a torn last line too): the log reads as if the run had never been interrupted.
+    MetricsLog(const std::string& run_dir, int64_t resume_step, bool tensorboard);
+    ~MetricsLog();
+
+    // Writes one line (flushed). Numbers of "train" and "val" lines also go to TensorBoard under
+    // "train/loss", "val/loss", ... A full disk is reported once on stderr and does not stop training.
+    void write(const nlohmann::ordered_json& line);
+
+  private:
+    struct Impl;
+    std::unique_ptr<Impl> impl_;
+};
+
+}  // namespace lmo

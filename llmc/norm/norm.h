@@ -1,0 +1,51 @@
+// A norm as one object. For a group of weights a norm fixes the steepest-descent direction (the
+// linear minimisation oracle, LMO), how large the dual norm can be against the primal one (kappa,
+// the scale of the adaptive warm-up), and what the direction costs.
+//
+// For the whole network the norm is the maximum over its tensors, the dual norm the sum.
+#pragma once
+
+#include <memory>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "llmc/device/backend.h"
+
+namespace lmo {
+
+enum class NormType { none, sign, frobenius, spectral };
+std::string to_string(NormType type);
+
+// A Newton-Schulz coefficient set cut or extended to a number of steps, with the normalisation that
+// belongs to it (algorithms of the sets: see newton_schulz.h).
+struct NewtonSchulzSet {
+    std::vector<NewtonSchulzStep> steps;
+    double norm_scale = 1.0, eps = 1e-7;
+};
+
+struct NormConfig {
+    NormType type = NormType::none;
+    NewtonSchulzSet newton_schulz;  // spectral only
+};
+
+class Norm {
+  public:
+    virtual ~Norm() = default;
+    virtual NormType type() const = 0;
+
+    // Throws UsageError naming `tensor` when the norm is not defined for the shape.
+    virtual void check(const std::string& tensor, const Shape& shape) const = 0;
+    // Replaces each x by dir(x) = -LMO(x) = argmax over ||z|| <= 1 of <x, z>, all of one shape.
+    virtual void direction(Backend& backend, std::span<const Tensor> x,
+                           const Tensor& workspace) const = 0;
+    virtual size_t workspace_bytes(const Backend& backend, std::span<const Tensor> x) const = 0;
+    // sup ||g||_* / ||g|| over tensors g of this shape: min(m, n), m n, or 1.
+    virtual double kappa(const Shape& shape) const = 0;
+    // Floating-point operations of one direction.
+    virtual double flops(const Shape& shape) const = 0;
+};
+
+std::unique_ptr<Norm> make_norm(const NormConfig& config);
+
+}  // namespace lmo

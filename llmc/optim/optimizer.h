@@ -1,0 +1,62 @@
+// The composed optimizer: every parameter group runs its stages (momentum, norm, radius, decay) over
+// its blocks. Gradients are consumed: stage by stage their memory becomes the update direction.
+#pragma once
+
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "llmc/core/parameter.h"
+#include "llmc/device/arena.h"
+#include "llmc/optim/config.h"
+
+namespace lmo {
+
+// A piece of optimizer state as checkpoints see it: one per parameter and state, name "NAME.STATE".
+struct StateTensor {
+    std::string name;
+    Tensor tensor;
+};
+
+class Optimizer {
+  public:
+    // Assigns parameters to groups and takes state memory and workspace from the arena. Throws
+    // UsageError when a parameter matches no group, a group matches none, or a norm does not fit a
+    // shape. `master` is the type of weights, gradients and states (fp32 or fp64). With a counting
+    // arena `backend` is only asked for workspace sizes.
+    Optimizer(Backend& backend, Arena& arena, const OptimizerConfig& config,
+              const ParameterList& parameters, DType master);
+    ~Optimizer();
+
+    // Sets all states to zero: the start of a run.
+    void initialise();
+
+    // Global L2 norm of the gradients, before clipping; prepares the clip factor of step(). Waits.
+    double gradient_norm(const ParameterBuffer& gradients);
+
+    // Scalars of the next step(): rate, and the number of updates done so far.
+    void set_scalars(double rate, int64_t updates_done);
+
+    // One update of `weights` (master) and, when not empty, `copies` (compute). Issues operations
+    // only, so it can be captured. Requires gradient_norm() of these gradients.
+    void step(const ParameterBuffer& weights, const ParameterBuffer& copies,
+              const ParameterBuffer& gradients);
+
+    const std::vector<StateTensor>& states() const { return states_; }
+
+  private:
+    struct Group;
+    Backend& backend_;
+    std::vector<Group> groups_;
+    std::vector<StateTensor> states_;
+    Tensor rate_, step_, clip_factor_, gradient_norm_, sums_;
+    Tensor workspace_;
+    double clip_norm_;
+};
+
+// kappa of the adaptive warm-up: the sum over all 2-D blocks (q, k, v as one matrix, the embedding
+// once, an untied head too) of the norm that the `matrix` role uses; a group without a norm (adamw)
+// counts by the sign norm. arXiv 2602.05813, section 3; algorithms.md 1.2.
+double warmup_kappa(const OptimizerConfig& config, const ParameterList& parameters);
+
+}  // namespace lmo

@@ -1,0 +1,110 @@
+// Learning-rate schedules: fixed and adaptive warm-up, decays. Pure functions and one small state
+// machine, all in fp64; no device, no data.
+//
+// Updates count from 0 to steps-1. A warm-up of W updates starts at lr/div and reaches lr at update
+// W-1; a decay starts at lr at its anchor (the last update of the warm-up, the switching update of
+// the adaptive one, or 0) and reaches lr/final_div at the last update.
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <vector>
+
+namespace lmo {
+
+enum class WarmupType { none, linear, cosine, adaptive };
+enum class DeltaStarMode { exact, given };
+struct WarmupConfig {
+    WarmupType type = WarmupType::none;
+    int64_t steps = 0;  // linear, cosine
+    double div = 100.0;
+    // adaptive:
+    double target_loss = 0.0;
+    DeltaStarMode delta_star_mode = DeltaStarMode::exact;
+    double delta_star = 0.0;  // given
+    double sigma_F = 1e-3;
+    double loss_ema = 0.0;
+    double max_fraction = 0.5;
+};
+
+enum class LrDecayType { constant, cosine, linear, wsd, gap };
+enum class WsdShape { linear, cosine, sqrt };
+struct LrDecayConfig {
+    LrDecayType type = LrDecayType::constant;
+    double final_div = 1e4;     // all but constant
+    double fraction = 0.2;      // wsd: the last part of the run
+    WsdShape shape = WsdShape::linear;  // wsd
+};
+
+struct ScheduleConfig {
+    double lr = 0.0;
+    int64_t steps = 0;
+    WarmupConfig warmup;
+    LrDecayConfig decay;
+};
+
+// Coefficients of K(delta) = K0 + K1 delta + K2 delta^2, for the record: the rate itself is computed
+// in the stable form.
+struct WarmupCurve {
+    double delta0, delta_star, K0, K1, K2;
+};
+
+// eta(delta) = lr delta / (delta + (div-1) delta0 ((delta-delta*)/(delta0-delta*))^2), the stable
+// form of arXiv 2602.05813's delta / (K0 + K1 delta + K2 delta^2): lr at delta*, lr/div at delta0.
+double warmup_rate(double delta, double lr, double div, double delta0, double delta_star);
+
+// The gap at the peak: the first strict minimiser over 500 candidates in [0.01, delta0 - 0.01] of the
+// weighted squared distance of eta to a linear-and-cosine target, by accurate quadrature
+// (algorithms.md 1.2). Throws Error when delta0 <= 0.02.
+double exact_delta_star(double delta0, double div, double kappa, double sigma_F);
+
+WarmupCurve warmup_curve(double lr, double div, double delta0, double delta_star);
+
+enum class Phase { warmup, decay, constant };
+std::string to_string(Phase phase);
+
+struct RateStep {
+    double rate;
+    Phase phase;
+    std::optional<double> delta;  // adaptive: (smoothed) loss minus target
+};
+
+// What a checkpoint must remember.
+struct ScheduleState {
+    bool started = false;
+    double loss0 = 0, delta0 = 0, delta_star = 0;
+    double smoothed_loss = 0;
+    int64_t switched_at = -1;  // update at which the warm-up ended
+    double peak = 0;           // rate there
+};
+
+class Schedule {
+  public:
+    Schedule(const ScheduleConfig& config, double kappa);
+
+    // The rate of update `step`, from the global mean loss at the weights before it. Called once for
+    // each update, in order. Throws Error when the first loss is not above the target.
+    RateStep next(int64_t step, double loss);
+
+    // After the first next(), adaptive only.
+    std::optional<WarmupCurve> curve() const;
+    // A line for people when something happened in the last next(): the switch, or the end of the
+    // allowed warm-up; empty otherwise.
+    const std::string& message() const { return message_; }
+
+    const ScheduleState& state() const { return state_; }
+    void restore(const ScheduleState& state) { state_ = state; }
+
+    // Begin as if the first loss had been loss0 (for `train_gpt schedule --loss0`).
+    void start(double loss0);
+
+  private:
+    double decay_rate(int64_t step, double delta) const;
+    ScheduleConfig config_;
+    double kappa_;
+    ScheduleState state_;
+    std::string message_;
+};
+
+}  // namespace lmo

@@ -1,0 +1,89 @@
+// The configuration of a run: JSON files that include one another, --set overrides, one schema.
+//
+// Merging: `include` (a path or a list, relative to the including file) comes first, then the file's
+// own keys, then each --set; objects merge key by key, a later value wins, null deletes a key, --set
+// with an object replaces it whole. An unknown key, or one that the chosen type does not use, is an
+// error that names the nearest known key; every error names file, key, value and what was expected.
+#pragma once
+
+#include <cstdint>
+#include <nlohmann/json.hpp>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "llmc/data/dataset.h"
+#include "llmc/model/llama.h"
+#include "llmc/optim/config.h"
+#include "llmc/schedule/schedule.h"
+
+namespace lmo {
+
+enum class ComputeChoice { automatic, fp64, fp32, bf16 };
+
+struct Config {
+    struct Run {
+        std::string name, dir, device;
+        uint64_t seed;
+        int64_t steps;  // 0: not given
+        int threads;    // 0: all cores
+    } run;
+    LlamaConfig model;
+    std::string init_from;  // empty: random
+    struct Data {
+        std::vector<std::string> train, val;
+        TokenFormat format;
+        uint64_t seed;
+        std::string tokenizer;  // empty: none
+    } data;
+    struct Batch {
+        int64_t sequences, micro_batch;
+    } batch;
+    ComputeChoice compute;
+    DType residual;  // fp32 or bf16; fp64 when compute is fp64
+    OptimizerConfig optimizer;
+    ScheduleConfig schedule;
+    struct Eval {
+        int64_t every, batches;
+        std::optional<std::string> sample;  // prompt of a text sampled at each evaluation
+    } eval;
+    struct Checkpoint {
+        int64_t every;
+        int keep;
+    } checkpoint;
+    struct Log {
+        int64_t every;
+        bool tensorboard;
+    } log;
+
+    nlohmann::ordered_json resolved;  // every key with its value, defaults included; what
+                                      // run_config.json stores. The preset's groups are written out.
+};
+
+// Which keys a command cannot do without.
+enum class ConfigUse { train, schedule };
+
+// `overrides`: the texts of --set, "key.path=value" (the value is JSON, or else a string).
+Config load_config(const std::string& path, const std::vector<std::string>& overrides,
+                   ConfigUse use);
+// The same from a resolved configuration (state.json of a checkpoint); `source` names it in errors.
+Config config_from_json(const nlohmann::ordered_json& json, const std::string& source,
+                        ConfigUse use);
+
+// Keys whose values differ between two resolved configurations, "key: old -> new", leaving out those
+// that a resumed run may change (run.dir, run.name, run.device, log, eval, checkpoint).
+std::vector<std::string> resume_conflicts(const nlohmann::ordered_json& saved,
+                                          const nlohmann::ordered_json& now);
+
+// The reference page in Markdown, generated from the schema.
+std::string config_reference();
+
+// Optimizer presets embedded at build time from configs/optimizer/: name and JSON text. Defined in a
+// file that the Makefile generates.
+struct EmbeddedPreset {
+    const char* name;
+    const char* json;
+};
+const std::vector<EmbeddedPreset>& embedded_presets();
+
+}  // namespace lmo
