@@ -6,24 +6,36 @@ namespace lmo {
 
 size_t size_of(DType type) {
     switch (type) {
-        case DType::f64: return 8;
-        case DType::f32: return 4;
-        case DType::i32: return 4;
-        case DType::f16: return 2;
-        case DType::bf16: return 2;
-        case DType::u16: return 2;
+        case DType::f64:
+            return 8;
+        case DType::f32:
+            return 4;
+        case DType::i32:
+            return 4;
+        case DType::f16:
+            return 2;
+        case DType::bf16:
+            return 2;
+        case DType::u16:
+            return 2;
     }
     return 0;
 }
 
 std::string to_string(DType type) {
     switch (type) {
-        case DType::f64: return "fp64";
-        case DType::f32: return "fp32";
-        case DType::f16: return "fp16";
-        case DType::bf16: return "bf16";
-        case DType::i32: return "int32";
-        case DType::u16: return "uint16";
+        case DType::f64:
+            return "fp64";
+        case DType::f32:
+            return "fp32";
+        case DType::f16:
+            return "fp16";
+        case DType::bf16:
+            return "bf16";
+        case DType::i32:
+            return "int32";
+        case DType::u16:
+            return "uint16";
     }
     return "unknown";
 }

@@ -1,5 +1,5 @@
-// Errors that a user can act on. Programmer errors are asserts; everything else that can go wrong is
-// one of these, thrown where it is noticed and printed once by main() with its exit status.
+// Errors that a user can act on. Programmer errors are asserts; everything else that can go wrong
+// is one of these, thrown where it is noticed and printed once by main() with its exit status.
 #pragma once
 
 #include <stdexcept>

@@ -1,5 +1,7 @@
 #include "llmc/core/parameter.h"
 
+#include <cassert>
+
 namespace lmo {
 
 namespace {
@@ -8,18 +10,24 @@ constexpr int64_t kAlignment = 64;  // elements
 
 std::string to_string(Role role) {
     switch (role) {
-        case Role::matrix: return "matrix";
-        case Role::embedding: return "embedding";
-        case Role::head: return "head";
-        case Role::gain: return "gain";
+        case Role::matrix:
+            return "matrix";
+        case Role::embedding:
+            return "embedding";
+        case Role::head:
+            return "head";
+        case Role::gain:
+            return "gain";
     }
     return "unknown";
 }
 
 void ParameterList::add(Parameter parameter) {
-    const bool continues = !parameters_.empty() && !parameter.fused.empty() &&
-                           parameters_.back().fused == parameter.fused;
-    if (!continues) length_ = (length_ + kAlignment - 1) / kAlignment * kAlignment;
+    const bool fused = !parameters_.empty() && !parameter.fused.empty() &&
+                       parameters_.back().fused == parameter.fused;
+    assert(!parameter.adjacent || !parameters_.empty());
+    if (!fused && !parameter.adjacent)
+        length_ = (length_ + kAlignment - 1) / kAlignment * kAlignment;
     offsets_.push_back(length_);
     length_ += parameter.shape.count();
     count_ += parameter.shape.count();

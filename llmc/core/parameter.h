@@ -22,6 +22,9 @@ struct Parameter {
     // matrix norm is taken with qkv = fused (and in the model's GEMM).
     std::string fused;
     double init_std;  // N(0, init_std^2); 0 means all ones
+    // Starts right behind the previous parameter even where that is not a multiple of 64 elements,
+    // so that a GEMM reads both as one matrix; to the norms they stay two.
+    bool adjacent = false;
 };
 
 // One matrix (or vector) that a norm acts on: `count` adjacent parameters from `first` on.
@@ -43,8 +46,8 @@ class ParameterList {
 
     int find(const std::string& name) const;  // index, or -1
     int64_t count() const { return count_; }  // elements of all tensors
-    // First element of a tensor in a flat buffer. Tensors are adjacent; a block starts at a multiple
-    // of 64 elements, so the buffer is a little longer than count().
+    // First element of a tensor in a flat buffer. Fused and `adjacent` parameters leave no gap; all
+    // others start at a multiple of 64 elements, so the buffer is a little longer than count().
     int64_t offset(int index) const { return offsets_[index]; }
     int64_t buffer_length() const { return length_; }
 

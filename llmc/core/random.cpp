@@ -8,10 +8,9 @@ std::array<uint32_t, 4> philox(std::array<uint32_t, 4> counter, std::array<uint3
     for (int round = 0; round < 10; ++round) {
         const uint64_t left = 0xD2511F53ull * counter[0];
         const uint64_t right = 0xCD9E8D57ull * counter[2];
-        counter = {static_cast<uint32_t>(right >> 32) ^ counter[1] ^ key[0],
-                   static_cast<uint32_t>(right),
-                   static_cast<uint32_t>(left >> 32) ^ counter[3] ^ key[1],
-                   static_cast<uint32_t>(left)};
+        counter = {
+            static_cast<uint32_t>(right >> 32) ^ counter[1] ^ key[0], static_cast<uint32_t>(right),
+            static_cast<uint32_t>(left >> 32) ^ counter[3] ^ key[1], static_cast<uint32_t>(left)};
         key[0] += 0x9E3779B9u;
         key[1] += 0xBB67AE85u;
     }

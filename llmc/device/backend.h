@@ -1,13 +1,14 @@
 // The one border between the program and the hardware.
 //
-// A Backend is a set of operations on dense tensors in its own memory. Everything above this file is
-// written once against it; llmc/cpu implements it on the processor (in fp64 it is the oracle of all
-// tests), and a new device is a new folder that implements it again.
+// A Backend is a set of operations on dense tensors in its own memory. Everything above this file
+// is written once against it; llmc/cpu implements it on the processor (in fp64 it is the oracle of
+// all tests), and a new device is a new folder that implements it again.
 //
 // Rules of the border:
 //  * An operation never allocates. Those that need scratch memory say how much (`workspace_bytes`
 //    with the same parameter struct, data pointers not read) and get it in `workspace`.
-//  * The element type is chosen inside the operation, from the tensors' dtype. Letters: B sequences,
+//  * The element type is chosen inside the operation, from the tensors' dtype. Letters: B
+//  sequences,
 //    T positions, N = B*T rows, C channels (d_model), H heads, K key/value heads, D head size,
 //    F SwiGLU width, V vocabulary. "compute" is the type of activations and of the weights that a
 //    matrix product reads; gradients, statistics and master weights are "master": fp32, or fp64
@@ -29,7 +30,8 @@
 
 namespace lmo {
 
-// ---- dense ---------------------------------------------------------------------------------------
+// ---- dense
+// ---------------------------------------------------------------------------------------
 
 // C = alpha * op(A) op(B) + beta * C, with op(X) = X or its transpose. A, B: compute; C: compute or
 // master. Rank 3 tensors are a batch of independent products.
@@ -40,8 +42,8 @@ struct Gemm {
     Tensor workspace;
 };
 
-// C = alpha * A A^T + beta * S, all of it stored, exactly symmetric; A [.., m, k], S and C [.., m, m]
-// (S symmetric; may be empty when beta is 0, and must not overlap C).
+// C = alpha * A A^T + beta * S, all of it stored, exactly symmetric; A [.., m, k], S and C [.., m,
+// m] (S symmetric; may be empty when beta is 0, and must not overlap C).
 struct SymmetricProduct {
     Tensor a, s, c;
     double alpha = 1.0, beta = 0.0;
@@ -65,7 +67,8 @@ struct AttentionBackward {
     Tensor workspace;
 };
 
-// ---- model ---------------------------------------------------------------------------------------
+// ---- model
+// ---------------------------------------------------------------------------------------
 
 // out[i] = table[ids[i]]; ids [N] int32, table [V, C] compute, out [N, C].
 struct EmbeddingForward {
@@ -125,7 +128,8 @@ struct Classifier {
     double gradient_scale = 0.0;
 };
 
-// ---- reductions ----------------------------------------------------------------------------------
+// ---- reductions
+// ----------------------------------------------------------------------------------
 
 // out[0] = scale * sum(x) (+ out[0] when accumulate). out: fp64.
 struct Sum {
@@ -148,9 +152,10 @@ struct ClipFactor {
     double max_norm = 0.0;
 };
 
-// ---- optimizer -----------------------------------------------------------------------------------
-// These run over a list of tensors at once. `x` holds gradients on entry and is rewritten in place,
-// stage by stage, until it is the direction of the update. All tensors are master type.
+// ---- optimizer
+// ----------------------------------------------------------------------------------- These run
+// over a list of tensors at once. `x` holds gradients on entry and is rewritten in place, stage by
+// stage, until it is the direction of the update. All tensors are master type.
 
 // Every two-term momentum at once: with g = factor[0] * x,
 //   x = u_m * m + u_g * g,   m = m_m * m + m_g * g    (right-hand sides: old m).
@@ -199,8 +204,8 @@ struct NewtonSchulz {
     Tensor workspace;
 };
 
-// w = (1 - lr * decay[i]) * w - lr * radius[i] * x, with lr = lr_scale * rate[0] (fp64). When copies
-// is not empty, copies[i] (compute) receives the new weights.
+// w = (1 - lr * decay[i]) * w - lr * radius[i] * x, with lr = lr_scale * rate[0] (fp64). When
+// copies is not empty, copies[i] (compute) receives the new weights.
 struct Apply {
     std::span<const Tensor> weights, x, copies;
     Tensor rate;
@@ -208,7 +213,8 @@ struct Apply {
     std::span<const double> radius, decay;
 };
 
-// ---- the backend ---------------------------------------------------------------------------------
+// ---- the backend
+// ---------------------------------------------------------------------------------
 
 // A recorded sequence of operations.
 class Graph {
@@ -229,9 +235,9 @@ class Backend {
     // Memory. allocate: 256-byte aligned, contents undefined; Error when there is none left.
     virtual void* allocate(size_t bytes) = 0;
     virtual void release(void* memory) = 0;
-    virtual void copy_in(const Tensor& to, const void* host) = 0;    // to.bytes() bytes
-    virtual void copy_out(void* host, const Tensor& from) = 0;       // waits
-    virtual void copy(const Tensor& to, const Tensor& from) = 0;     // converts between dtypes
+    virtual void copy_in(const Tensor& to, const void* host) = 0;  // to.bytes() bytes
+    virtual void copy_out(void* host, const Tensor& from) = 0;     // waits
+    virtual void copy(const Tensor& to, const Tensor& from) = 0;   // converts between dtypes
     virtual void zero(const Tensor& tensor) = 0;
 
     // Order. capture records the operations that body() issues, without running them.

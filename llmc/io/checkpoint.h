@@ -1,7 +1,9 @@
-// Checkpoint folders: checkpoints/step_00001000/ with model.safetensors, config.json (Hugging Face),
-// optimizer.safetensors, state.json and, written last, manifest.json (size and XXH3-128 of each
-// file; `xxh128sum` prints the same). A folder is written under a temporary name, synced, then renamed:
-// what has a valid manifest is complete.
+// Checkpoint folders: checkpoints/step_00001000/ with model.safetensors, config.json (Hugging
+// Face), optimizer.safetensors, state.json and, written last, manifest.json (size and XXH3-128 of
+// each file; `xxh128sum` prints the same):
+//   {"format": 1, "step": 1000, "files": {"config.json": {"bytes": 612, "xxh3_128": "..."}, ...}}
+// A folder is written under a temporary name, synced, then renamed: what has a valid manifest is
+// complete. A folder of the same step is moved to step_00001000.old until the new one is in place.
 #pragma once
 
 #include <nlohmann/json_fwd.hpp>
@@ -21,8 +23,9 @@ struct CheckpointContents {
 };
 
 // Saves under run_dir/checkpoints and then removes the oldest complete checkpoints beyond `keep`
-// (0: keep all). Throws Error (disk full, read-only, ...) leaving earlier checkpoints untouched and
-// no temporary behind. Returns the folder.
+// (0: keep all), never the one just saved; left-overs of a killed save go too. Throws Error (disk
+// full, read-only, ...) leaving earlier checkpoints untouched and no temporary behind. Returns the
+// folder.
 std::string save_checkpoint(const std::string& run_dir, int64_t step,
                             const CheckpointContents& contents, int keep);
 

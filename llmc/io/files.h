@@ -1,12 +1,45 @@
-// Small file helpers that say what went wrong.
+// Small file helpers that say what went wrong: every failure is an Error naming the path, what was
+// tried and the system's reason.
 #pragma once
 
+#include <cstdint>
+#include <memory>
 #include <string>
 
 namespace lmo {
 
-std::string read_file(const std::string& path);                              // Error names path, reason
-void write_file_atomically(const std::string& path, const std::string& text);  // temp, fsync, rename
+std::string read_file(const std::string& path);  // Error names path, reason
+void write_file_atomically(const std::string& path,
+                           const std::string& text);  // temp, fsync, rename
 void make_folders(const std::string& path);
+void sync_folder(const std::string& path);  // makes renames and new names in it durable
+
+// A name that stays inside its folder: not empty, no '/', not "." or "..".
+bool is_plain_file_name(const std::string& name);
+
+// Size and checksum of a file's bytes; `xxh128sum` prints the same 32 hexadecimal digits.
+struct FileSummary {
+    int64_t bytes = 0;
+    std::string xxh3_128;
+};
+FileSummary summarize_file(const std::string& path);
+
+// Writes a file front to back and takes its checksum on the way, so that a large file is not read
+// again for it. The file is complete and on disk when close() returns.
+class FileWriter {
+  public:
+    explicit FileWriter(const std::string& path);  // creates or truncates
+    ~FileWriter();
+    FileWriter(const FileWriter&) = delete;
+    FileWriter& operator=(const FileWriter&) = delete;
+
+    void write(const void* data, size_t bytes);
+    void write(const std::string& text) { write(text.data(), text.size()); }
+    FileSummary close();  // fsync, close
+
+  private:
+    struct Impl;
+    std::unique_ptr<Impl> impl_;
+};
 
 }  // namespace lmo

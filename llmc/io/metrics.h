@@ -11,13 +11,15 @@ namespace lmo {
 class MetricsLog {
   public:
     // Appends to run_dir/metrics.jsonl. Of an existing file, lines that belong to updates from
-    // `resume_step` on are dropped first ("train" lines with step >= it, "val" lines with step > it,
-    // any "summary"; a torn last line too): the log reads as if the run had never been interrupted.
+    // `resume_step` on are dropped first ("train" lines with step >= it, "val" lines with step >
+    // it, any "summary"; a torn last line too): the log reads as if the run had never been
+    // interrupted. A run that starts from 0 begins an empty log.
     MetricsLog(const std::string& run_dir, int64_t resume_step, bool tensorboard);
     ~MetricsLog();
 
-    // Writes one line (flushed). Numbers of "train" and "val" lines also go to TensorBoard under
-    // "train/loss", "val/loss", ... A full disk is reported once on stderr and does not stop training.
+    // Writes one line (one write() call); a number that is not finite becomes null. Numbers of
+    // lines that have a step also go to TensorBoard under "train/loss", "val/loss", ... A full disk
+    // is reported once on stderr and does not stop training.
     void write(const nlohmann::ordered_json& line);
 
   private:

@@ -1,5 +1,5 @@
-// TensorBoard's event file: TFRecord framing (length, masked CRC-32C) around Event protobufs, written
-// by hand because the few fields of a scalar summary need no library.
+// TensorBoard's event file: TFRecord framing (length, masked CRC-32C) around Event protobufs,
+// written by hand because the few fields of a scalar summary need no library.
 #pragma once
 
 #include <cstdint>
@@ -12,16 +12,21 @@ uint32_t crc32c(const void* data, size_t bytes);
 
 class TensorboardWriter {
   public:
-    explicit TensorboardWriter(const std::string& folder);  // events.out.tfevents.<time>.<host>
+    // Begins a new file, events.out.tfevents.<time>.<host>.<process>.<n>. With `first_step` > 0 (a
+    // resumed run) it tells TensorBoard to forget what earlier files say of that step and later
+    // ones.
+    explicit TensorboardWriter(const std::string& folder, int64_t first_step = 0);
     ~TensorboardWriter();
     TensorboardWriter(const TensorboardWriter&) = delete;
     TensorboardWriter& operator=(const TensorboardWriter&) = delete;
-    // false when the disk refused it
+    const std::string& path() const { return path_; }
+    // Both return false when the disk refused it.
     bool scalar(const std::string& tag, int64_t step, double value);
     bool flush();
 
   private:
     bool record(const std::string& event);
+    std::string path_;
     std::FILE* file_ = nullptr;
 };
 

@@ -17,11 +17,12 @@ struct SamplingConfig {
 };
 
 // Index drawn from softmax(logits / temperature), restricted to the top_k most likely and then to
-// the smallest set of probability >= top_p. `draw` numbers the draw of this seed.
+// the smallest set of those with probability >= top_p. `draw` numbers the draw of this seed. Throws
+// Error when a logit is not finite.
 int32_t sample_token(const std::vector<float>& logits, const SamplingConfig& config, uint64_t draw);
 
 // Extends `ids` by `count` tokens (the model sees the last seq_len of them), calling `on_token` for
-// each. ids must not be empty.
+// each. ids must not be empty. tokens_on_device: int32, at least seq_len elements of scratch.
 void generate(Backend& backend, Llama& model, const LlamaConfig& config,
               const ParameterBuffer& weights, std::vector<int32_t>& ids, int64_t count,
               const SamplingConfig& sampling, const Tensor& tokens_on_device,

@@ -1,6 +1,6 @@
-// LLaMA: RMSNorm, rotary positions, grouped-query attention, SwiGLU; tied or untied head; no biases.
-// Forward and backward are written out by hand over the backend border; the residual stream stays in
-// fp32 (or as configured), the logits exist only for a chunk of rows at a time.
+// LLaMA: RMSNorm, rotary positions, grouped-query attention, SwiGLU; tied or untied head; no
+// biases. Forward and backward are written out by hand over the backend border; the residual stream
+// stays in fp32 (or as configured), the logits exist only for a chunk of rows at a time.
 #pragma once
 
 #include <cstdint>
@@ -29,8 +29,9 @@ ParameterList llama_parameters(const LlamaConfig& config);
 // Initial weights on the host, element i of tensor t a function of (seed, t, i) alone.
 void initialise_parameters(const ParameterList& parameters, uint64_t seed, double* flat);
 
-// Training FLOPs per token, forward and backward: 6 (parameters without the embedding lookup, the
-// head counted) + 12 layers * d_model * T (PaLM, appendix B).
+// Training FLOPs per token, forward and backward: 6 P + 12 L H D T, with P the weights that enter a
+// matrix product (all matrices and the head, tied or not; neither the embedding lookup nor gains)
+// and T = seq_len, the causal half of the attention not subtracted (PaLM, appendix B).
 double flops_per_token(const LlamaConfig& config);
 
 struct ModelPrecision {
@@ -42,13 +43,15 @@ struct ModelPrecision {
 class Llama {
   public:
     // Memory for batches of up to `batch` sequences of config.seq_len tokens; without `training`
-    // only what a forward pass needs. A counting arena plans.
-    Llama(Backend& backend, Arena& arena, const LlamaConfig& config, const ParameterList& parameters,
-          const ModelPrecision& precision, int64_t batch, bool training);
+    // only what a forward pass needs. A counting arena plans. max_logits bounds how many logits
+    // exist at a time (at least one row does): larger chunks read the head's weights less often.
+    Llama(Backend& backend, Arena& arena, const LlamaConfig& config,
+          const ParameterList& parameters, const ModelPrecision& precision, int64_t batch,
+          bool training, int64_t max_logits = int64_t{1} << 23);
 
     // tokens, targets [B, T] int32 (B <= batch, T <= seq_len); targets of -1 are not counted.
-    // gradients += gradient of loss_scale * sum of the token losses; loss_sum[0] (fp64) += the sum of
-    // the token losses times loss_scale. Issues operations only. `weights` are compute type.
+    // gradients += gradient of loss_scale * sum of the token losses; loss_sum[0] (fp64) += the sum
+    // of the token losses times loss_scale. Issues operations only. `weights` are compute type.
     void forward_backward(const ParameterBuffer& weights, const ParameterBuffer& gradients,
                           const Tensor& tokens, const Tensor& targets, double loss_scale,
                           const Tensor& loss_sum);
@@ -57,11 +60,75 @@ class Llama {
     void evaluate(const ParameterBuffer& weights, const Tensor& tokens, const Tensor& targets,
                   double loss_scale, const Tensor& loss_sum);
 
-    // Logits [1, V] (compute type) of the last position of tokens [1, T]; valid until the next call.
+    // Logits [1, V] (compute type) of the last position of tokens [1, T]; valid until the next
+    // call.
     Tensor last_logits(const ParameterBuffer& weights, const Tensor& tokens);
 
   private:
-    // (private members are the implementer's)
+    // The weights of one layer, or their gradients; qkv and gate_up span their adjacent parameters.
+    struct LayerParameters {
+        Tensor input_norm, qkv, o, post_norm, gate_up, down;
+    };
+    // What one layer leaves for its backward pass. N = B*T rows:
+    struct LayerActivations {
+        Tensor attention_in, mlp_in;          // [N, C] residual stream where each norm reads it
+        Tensor attention_normed, mlp_normed;  // [N, C] compute: the norms' outputs
+        Tensor attention_rstd, mlp_rstd;      // [N] master
+        Tensor qkv;                           // [N, (H+2K)*D], rotated
+        Tensor attention_out;                 // [N, C]
+        Tensor lse;                           // [B, H, T] master
+        Tensor gate_up, swiglu;               // [N, 2F], [N, F]
+    };
+    struct Extent {
+        int64_t sequences, positions;
+        int64_t rows() const { return sequences * positions; }
+    };
+
+    void take_activations(bool training);
+    void take_rope_table();
+    void reserve_workspace(bool training);
+
+    LayerParameters layer_parameters(const ParameterBuffer& buffer, int64_t layer) const;
+    LayerActivations layer_activations(int64_t layer, Extent extent) const;
+    Tensor final_norm(const ParameterBuffer& buffer) const;
+    Tensor head(const ParameterBuffer& buffer) const;
+    Extent extent_of(const Tensor& tokens) const;
+    AttentionForward attention(const LayerActivations& a, Extent extent) const;
+    Rope rotation(const Tensor& qkv, Extent extent, bool inverse) const;
+
+    // From the tokens to final_normed_.
+    void forward(const ParameterBuffer& weights, const Tensor& tokens);
+    // The head and the loss, chunk by chunk; with gradients also those of the head and, into
+    // branch_, of its input.
+    void classify(const ParameterBuffer& weights, const ParameterBuffer* gradients,
+                  const Tensor& targets, double loss_scale, const Tensor& loss_sum);
+    void backward(const ParameterBuffer& weights, const ParameterBuffer& gradients,
+                  const Tensor& tokens);
+    void backward_mlp(const LayerParameters& w, const LayerParameters& g,
+                      const LayerActivations& a);
+    void backward_attention(const LayerParameters& w, const LayerParameters& g,
+                            const LayerActivations& a, Extent extent);
+    void backward_norm(const Tensor& x, const Tensor& rstd, const Tensor& gain,
+                       const Tensor& dgain);
+
+    // Workspace is fetched when an operation first needs it: others may still reserve until then.
+    template <class Operation>
+    Operation with_workspace(Operation operation);
+    void multiply(const Gemm& gemm);
+
+    Backend& backend_;
+    Arena& arena_;
+    LlamaConfig config_;
+    ModelPrecision precision_;
+    int64_t batch_, chunk_rows_;
+
+    std::vector<LayerActivations> layers_;  // all the same memory unless training
+    Tensor final_in_, final_normed_, final_rstd_;
+    Tensor logits_, losses_, rope_table_;
+    Tensor branch_;      // [N, C] compute: output of a branch, later a gradient of that shape
+    Tensor dx_;          // [N, C] gradient of the residual stream
+    Tensor dx_compute_;  // [N, C] the same in compute type (dx_ itself where that is its type)
+    Tensor dqkv_;        // [N, (H+2K)*D]
 };
 
 }  // namespace lmo

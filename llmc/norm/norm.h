@@ -36,7 +36,8 @@ class Norm {
 
     // Throws UsageError naming `tensor` when the norm is not defined for the shape.
     virtual void check(const std::string& tensor, const Shape& shape) const = 0;
-    // Replaces each x by dir(x) = -LMO(x) = argmax over ||z|| <= 1 of <x, z>, all of one shape.
+    // Replaces each x by dir(x) = -LMO(x) = argmax over ||z|| <= 1 of <x, z>. Neighbours of one
+    // shape are computed together. The memory of `x` must outlive a graph that captures this.
     virtual void direction(Backend& backend, std::span<const Tensor> x,
                            const Tensor& workspace) const = 0;
     virtual size_t workspace_bytes(const Backend& backend, std::span<const Tensor> x) const = 0;

@@ -17,6 +17,7 @@ struct GroupMatch {
     std::string name;  // empty: any name
     bool matches(const Parameter& parameter) const;
 };
+std::string to_string(const GroupMatch& match);  // "role matrix, name "*.q_proj.*"", for messages
 
 // The momentum stage: g the (clipped) gradient, m the state (from zero), u what goes on.
 //   none          u = g
@@ -31,10 +32,10 @@ std::string to_string(MomentumType type);
 
 struct MomentumConfig {
     MomentumType type = MomentumType::none;
-    double beta = 0.0;                 // ema, heavy_ball, nesterov, nesterov_ema
-    double beta1 = 0.0, beta2 = 0.0;   // lion, adam
-    double eps = 1e-8;                 // adam
-    bool eps_inside = false;           // adam
+    double beta = 0.0;                // ema, heavy_ball, nesterov, nesterov_ema
+    double beta1 = 0.0, beta2 = 0.0;  // lion, adam
+    double eps = 1e-8;                // adam
+    bool eps_inside = false;          // adam
 };
 
 // Radius of the LMO ball: factor * rule(m, n) for a block of m rows and n columns (n = 1: vector).
@@ -48,7 +49,7 @@ struct RadiusConfig {
 enum class DecayType { none, decoupled };
 struct DecayConfig {
     DecayType type = DecayType::none;
-    std::optional<double> weight_decay;                 // else the optimizer's
+    std::optional<double> weight_decay;                    // else the optimizer's
     std::vector<Role> roles = {Role::matrix, Role::head};  // the roles that decay
 };
 

@@ -1,8 +1,8 @@
-// The composed optimizer: every parameter group runs its stages (momentum, norm, radius, decay) over
-// its blocks. Gradients are consumed: stage by stage their memory becomes the update direction.
+// The composed optimizer: every parameter group runs its stages (momentum, norm, radius, decay)
+// over its blocks. Gradients are consumed: stage by stage their memory becomes the update
+// direction.
 #pragma once
 
-#include <memory>
 #include <string>
 #include <vector>
 
@@ -38,7 +38,8 @@ class Optimizer {
     void set_scalars(double rate, int64_t updates_done);
 
     // One update of `weights` (master) and, when not empty, `copies` (compute). Issues operations
-    // only, so it can be captured. Requires gradient_norm() of these gradients.
+    // only, so it can be captured. Requires gradient_norm() of these gradients. The buffers are the
+    // same at every call: captured operations keep views of them.
     void step(const ParameterBuffer& weights, const ParameterBuffer& copies,
               const ParameterBuffer& gradients);
 
@@ -46,12 +47,23 @@ class Optimizer {
 
   private:
     struct Group;
+
+    void assign_blocks(const OptimizerConfig& config, const ParameterList& parameters);
+    void take_states(Arena& arena, const ParameterList& parameters, DType master);
+    size_t workspace_bytes(const ParameterList& parameters, DType master) const;
+    void bind(const ParameterBuffer& weights, const ParameterBuffer& copies);
+    void momentum_stage(const Group& group);
+
     Backend& backend_;
+    Arena& arena_;  // of the workspace
+    double clip_norm_;
     std::vector<Group> groups_;
     std::vector<StateTensor> states_;
-    Tensor rate_, step_, clip_factor_, gradient_norm_, sums_;
-    Tensor workspace_;
-    double clip_norm_;
+    // fp64: scalars that operations read from the device, and the sum of squares of each gradient.
+    Tensor scalars_, rate_, step_, clip_factor_, gradient_norm_, sums_;
+    // The buffers of the first call and views of them; operations keep spans of the views.
+    Tensor weights_, copies_, gradients_;
+    std::vector<Tensor> gradient_views_;
 };
 
 // kappa of the adaptive warm-up: the sum over all 2-D blocks (q, k, v as one matrix, the embedding

@@ -32,8 +32,8 @@ enum class LrDecayType { constant, cosine, linear, wsd, gap };
 enum class WsdShape { linear, cosine, sqrt };
 struct LrDecayConfig {
     LrDecayType type = LrDecayType::constant;
-    double final_div = 1e4;     // all but constant
-    double fraction = 0.2;      // wsd: the last part of the run
+    double final_div = 1e4;             // all but constant
+    double fraction = 0.2;              // wsd: the last part of the run
     WsdShape shape = WsdShape::linear;  // wsd
 };
 
@@ -44,8 +44,8 @@ struct ScheduleConfig {
     LrDecayConfig decay;
 };
 
-// Coefficients of K(delta) = K0 + K1 delta + K2 delta^2, for the record: the rate itself is computed
-// in the stable form.
+// Coefficients of K(delta) = K0 + K1 delta + K2 delta^2, for the record: the rate itself is
+// computed in the stable form.
 struct WarmupCurve {
     double delta0, delta_star, K0, K1, K2;
 };
@@ -54,9 +54,9 @@ struct WarmupCurve {
 // form of arXiv 2602.05813's delta / (K0 + K1 delta + K2 delta^2): lr at delta*, lr/div at delta0.
 double warmup_rate(double delta, double lr, double div, double delta0, double delta_star);
 
-// The gap at the peak: the first strict minimiser over 500 candidates in [0.01, delta0 - 0.01] of the
-// weighted squared distance of eta to a linear-and-cosine target, by accurate quadrature
-// (algorithms.md 1.2). Throws Error when delta0 <= 0.02.
+// The gap at the peak: the first strict minimiser over 500 candidates in [0.01, delta0 - 0.01] of
+// the weighted squared distance of eta to a linear-and-cosine target, by accurate quadrature
+// (dev/docs/schedules.md). Throws Error when delta0 <= 0.02.
 double exact_delta_star(double delta0, double div, double kappa, double sigma_F);
 
 WarmupCurve warmup_curve(double lr, double div, double delta0, double delta_star);
@@ -70,7 +70,7 @@ struct RateStep {
     std::optional<double> delta;  // adaptive: (smoothed) loss minus target
 };
 
-// What a checkpoint must remember.
+// What a checkpoint must remember. Fixed schedules leave it as it is here.
 struct ScheduleState {
     bool started = false;
     double loss0 = 0, delta0 = 0, delta_star = 0;
@@ -81,10 +81,14 @@ struct ScheduleState {
 
 class Schedule {
   public:
+    // kappa: dual over primal norm of the optimizer's matrices, for delta_star "exact" only. Throws
+    // UsageError when the configuration makes no schedule.
     Schedule(const ScheduleConfig& config, double kappa);
 
-    // The rate of update `step`, from the global mean loss at the weights before it. Called once for
-    // each update, in order. Throws Error when the first loss is not above the target.
+    // The rate of update `step`, from the global mean loss at the weights before it. Called once
+    // for each update, in order. Adaptive only: throws Error when the first loss is not above the
+    // target or a loss is not finite (the state is then unchanged). Fixed schedules ignore the
+    // loss.
     RateStep next(int64_t step, double loss);
 
     // After the first next(), adaptive only.
@@ -100,7 +104,12 @@ class Schedule {
     void start(double loss0);
 
   private:
-    double decay_rate(int64_t step, double delta) const;
+    RateStep next_fixed(int64_t step) const;
+    RateStep next_adaptive(int64_t step, double loss);
+    void end_warmup(int64_t step, double peak);
+    double gap_rate(double delta) const;
+    RateStep decay(int64_t step, int64_t anchor, double peak, std::optional<double> delta) const;
+
     ScheduleConfig config_;
     double kappa_;
     ScheduleState state_;

@@ -1,9 +1,10 @@
 // The configuration of a run: JSON files that include one another, --set overrides, one schema.
 //
-// Merging: `include` (a path or a list, relative to the including file) comes first, then the file's
-// own keys, then each --set; objects merge key by key, a later value wins, null deletes a key, --set
-// with an object replaces it whole. An unknown key, or one that the chosen type does not use, is an
-// error that names the nearest known key; every error names file, key, value and what was expected.
+// Merging: `include` (a path or a list, relative to the including file) comes first, then the
+// file's own keys, then each --set; objects merge key by key, a later value wins, null deletes a
+// key, --set with an object replaces it whole. An unknown key, or one that the chosen type does not
+// use, is an error that names the nearest known key; every error names file, key, value and what
+// was expected.
 #pragma once
 
 #include <cstdint>
@@ -56,8 +57,9 @@ struct Config {
         bool tensorboard;
     } log;
 
-    nlohmann::ordered_json resolved;  // every key with its value, defaults included; what
-                                      // run_config.json stores. The preset's groups are written out.
+    nlohmann::ordered_json
+        resolved;  // every key with its value, defaults included; what
+                   // run_config.json stores. The preset's groups are written out.
 };
 
 // Which keys a command cannot do without.
@@ -70,16 +72,16 @@ Config load_config(const std::string& path, const std::vector<std::string>& over
 Config config_from_json(const nlohmann::ordered_json& json, const std::string& source,
                         ConfigUse use);
 
-// Keys whose values differ between two resolved configurations, "key: old -> new", leaving out those
-// that a resumed run may change (run.dir, run.name, run.device, log, eval, checkpoint).
+// Keys whose values differ between two resolved configurations, "key: old -> new", leaving out
+// those that a resumed run may change (run.dir, run.name, run.device, log, eval, checkpoint).
 std::vector<std::string> resume_conflicts(const nlohmann::ordered_json& saved,
                                           const nlohmann::ordered_json& now);
 
 // The reference page in Markdown, generated from the schema.
 std::string config_reference();
 
-// Optimizer presets embedded at build time from configs/optimizer/: name and JSON text. Defined in a
-// file that the Makefile generates.
+// Optimizer presets embedded at build time from configs/optimizer/: name and JSON text. Defined in
+// a file that the Makefile generates.
 struct EmbeddedPreset {
     const char* name;
     const char* json;

@@ -1,0 +1,114 @@
+// The CPU backend's memory, order and description; the operations are in the other files.
+#include "llmc/cpu/cpu_backend.h"
+
+#include <omp.h>
+
+#include <cstdlib>
+#include <cstring>
+
+#include "llmc/core/error.h"
+
+namespace lmo::cpu {
+
+namespace {
+
+// Operations run at once here, so a recorded sequence is the function that issues them.
+class RecordedBody : public Graph {
+  public:
+    explicit RecordedBody(std::function<void()> body) : body_(std::move(body)) {}
+    void launch() override { body_(); }
+
+  private:
+    std::function<void()> body_;
+};
+
+}  // namespace
+
+// omp_get_num_procs counts the cores that this process may use.
+CpuBackend::CpuBackend(int threads)
+    : threads_(threads > 0 ? threads : omp_get_num_procs()),
+      kernels_(supported_kernels().back()),
+      blas_(kernels_, threads_) {
+    omp_set_dynamic(0);            // exactly as many threads as asked for
+    omp_set_max_active_levels(1);  // and never more inside of them
+}
+
+std::string CpuBackend::describe() const {
+    return "CPU, " + std::to_string(threads_) + (threads_ == 1 ? " thread, " : " threads, ") +
+           kernels_.isa + ", " + blas_.describe() +
+           (bf16_matmul_.fast() ? ", bf16 GEMM on AMX" : "");
+}
+
+DType CpuBackend::preferred_compute() const {
+    return bf16_matmul_.fast() ? DType::bf16 : DType::f32;
+}
+
+void* CpuBackend::allocate(size_t bytes) {
+    constexpr size_t alignment = 256;
+    void* memory = nullptr;
+    if (bytes <= SIZE_MAX - alignment) {
+        const size_t blocks = (bytes + alignment - 1) / alignment;
+        memory = std::aligned_alloc(alignment, (blocks ? blocks : 1) * alignment);
+    }
+    if (!memory) {
+        throw Error("out of memory: " + std::to_string(bytes >> 20) +
+                    " MiB asked for and not available; use a smaller model or batch.micro_batch");
+    }
+    return memory;
+}
+
+void CpuBackend::release(void* memory) { std::free(memory); }
+
+void CpuBackend::copy_in(const Tensor& to, const void* host) {
+    std::memcpy(to.data, host, to.bytes());
+}
+
+void CpuBackend::copy_out(void* host, const Tensor& from) {
+    std::memcpy(host, from.data, from.bytes());
+}
+
+void CpuBackend::copy(const Tensor& to, const Tensor& from) {
+    assert(to.count() == from.count());
+    if (to.dtype != from.dtype) return convert(to.dtype, to.data, from.dtype, from.data, to.count());
+    const int64_t size = static_cast<int64_t>(size_of(to.dtype));
+    parallel_blocks(threads_, to.count(), element_block, [&](int64_t begin, int64_t end) {
+        std::memmove(to.as<char>() + begin * size, from.as<char>() + begin * size,
+                     static_cast<size_t>((end - begin) * size));
+    });
+}
+
+void CpuBackend::zero(const Tensor& tensor) {
+    const int64_t bytes = static_cast<int64_t>(tensor.bytes());
+    parallel_blocks(threads_, bytes, 8 * element_block, [&](int64_t begin, int64_t end) {
+        std::memset(tensor.as<char>() + begin, 0, static_cast<size_t>(end - begin));
+    });
+}
+
+void CpuBackend::convert(DType to_type, void* to, DType from_type, const void* from,
+                         int64_t count) const {
+    const auto is_float = [](DType type) {
+        return type == DType::f64 || type == DType::f32 || type == DType::bf16;
+    };
+    assert(is_float(to_type) && is_float(from_type));
+    (void)is_float;
+    const int64_t to_size = static_cast<int64_t>(size_of(to_type));
+    const int64_t from_size = static_cast<int64_t>(size_of(from_type));
+    parallel_blocks(threads_, count, element_block, [&](int64_t begin, int64_t end) {
+        kernels_.convert(to_type, static_cast<char*>(to) + begin * to_size, from_type,
+                         static_cast<const char*>(from) + begin * from_size, end - begin);
+    });
+}
+
+std::unique_ptr<Graph> CpuBackend::capture(std::function<void()> body) {
+    return std::make_unique<RecordedBody>(std::move(body));
+}
+
+}  // namespace lmo::cpu
+
+namespace lmo {
+
+std::unique_ptr<Backend> make_cpu_backend(int threads) {
+    return std::make_unique<cpu::CpuBackend>(threads);
+}
+
+}  // namespace lmo

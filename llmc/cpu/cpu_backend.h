@@ -1,0 +1,85 @@
+// The processor as a backend: llmc/device/backend.h on ordinary memory, with OpenMP threads.
+//
+// Work is divided into blocks whose borders depend on the shapes alone, and sums over blocks are
+// added in order, so most results do not even depend on the number of threads (those of library
+// GEMMs may). The element loops are in *_kernels.cpp, the operations in a file a family.
+#pragma once
+
+#include "llmc/cpu/bf16_matmul.h"
+#include "llmc/cpu/gemm.h"
+#include "llmc/cpu/parallel.h"
+#include "llmc/device/backend.h"
+
+namespace lmo::cpu {
+
+class CpuBackend : public Backend {
+  public:
+    explicit CpuBackend(int threads);
+
+    std::string describe() const override;
+    DType preferred_compute() const override;
+
+    void* allocate(size_t bytes) override;
+    void release(void* memory) override;
+    void copy_in(const Tensor& to, const void* host) override;
+    void copy_out(void* host, const Tensor& from) override;
+    void copy(const Tensor& to, const Tensor& from) override;
+    void zero(const Tensor& tensor) override;
+
+    std::unique_ptr<Graph> capture(std::function<void()> body) override;
+    void synchronize() override {}
+
+    size_t workspace_bytes(const Gemm& op) const override;
+    size_t workspace_bytes(const SymmetricProduct& op) const override;
+    size_t workspace_bytes(const AttentionForward& op) const override;
+    size_t workspace_bytes(const AttentionBackward& op) const override;
+    void gemm(const Gemm& op) override;
+    void symmetric_product(const SymmetricProduct& op) override;
+    void attention_forward(const AttentionForward& op) override;
+    void attention_backward(const AttentionBackward& op) override;
+
+    size_t workspace_bytes(const EmbeddingBackward& op) const override;
+    size_t workspace_bytes(const RmsNormBackward& op) const override;
+    void embedding_forward(const EmbeddingForward& op) override;
+    void embedding_backward(const EmbeddingBackward& op) override;
+    void rmsnorm_forward(const RmsNormForward& op) override;
+    void rmsnorm_backward(const RmsNormBackward& op) override;
+    void rope(const Rope& op) override;
+    void swiglu_forward(const SwigluForward& op) override;
+    void swiglu_backward(const SwigluBackward& op) override;
+    void classifier(const Classifier& op) override;
+
+    size_t workspace_bytes(const SumOfSquares& op) const override;
+    void sum(const Sum& op) override;
+    void sum_of_squares(const SumOfSquares& op) override;
+    void clip_factor(const ClipFactor& op) override;
+
+    size_t workspace_bytes(const FrobeniusNormalize& op) const override;
+    size_t workspace_bytes(const NewtonSchulz& op) const override;
+    void momentum(const Momentum& op) override;
+    void adam(const Adam& op) override;
+    void sign(const Sign& op) override;
+    void frobenius_normalize(const FrobeniusNormalize& op) override;
+    void newton_schulz(const NewtonSchulz& op) override;
+    void apply(const Apply& op) override;
+
+  private:
+    template <typename T>
+    void attention_forward_in(const AttentionForward& op);
+    template <typename T>
+    void attention_backward_in(const AttentionBackward& op);
+    template <typename T>
+    void gemm_in(const Gemm& op);
+    template <typename T>
+    void symmetric_product_in(const SymmetricProduct& op);
+    template <typename T>
+    void newton_schulz_in(const NewtonSchulz& op);
+
+    void convert(DType to_type, void* to, DType from_type, const void* from, int64_t count) const;
+    int threads_;
+    Kernels kernels_;
+    Blas blas_;
+    Bf16Matmul bf16_matmul_;
+};
+
+}  // namespace lmo::cpu

@@ -1,0 +1,186 @@
+// Elementwise loops and plain sums: conversions and the optimizer's arithmetic. All are bound by
+// memory traffic.
+#include "llmc/cpu/elements.h"
+
+namespace lmo::cpu::LMO_ISA {
+namespace {
+
+void convert(DType to_type, void* to, DType from_type, const void* from, int64_t count) {
+    with_type(to_type, [&](auto to_tag) {
+        with_type(from_type, [&](auto from_tag) {
+            auto* out = static_cast<decltype(to_tag)*>(to);
+            auto* in = static_cast<const decltype(from_tag)*>(from);
+#pragma omp simd
+            for (int64_t i = 0; i < count; ++i) {
+                store(out[i], static_cast<Wide<decltype(to_tag)>>(widen(in[i])));
+            }
+        });
+    });
+}
+
+void add(DType type, void* to, const void* from, DType from_type, int64_t count) {
+    with_type(type, [&](auto to_tag) {
+        with_type(from_type, [&](auto from_tag) {
+            using W = Wide<decltype(to_tag)>;
+            auto* out = static_cast<decltype(to_tag)*>(to);
+            auto* in = static_cast<const decltype(from_tag)*>(from);
+#pragma omp simd
+            for (int64_t i = 0; i < count; ++i) {
+                store(out[i], widen(out[i]) + static_cast<W>(widen(in[i])));
+            }
+        });
+    });
+}
+
+double sum(DType type, const void* x, int64_t begin, int64_t end) {
+    double total = 0;
+    with_type(type, [&](auto tag) {
+        auto* in = static_cast<const decltype(tag)*>(x);
+        double part = 0;
+#pragma omp simd reduction(+ : part)
+        for (int64_t i = begin; i < end; ++i) part += static_cast<double>(widen(in[i]));
+        total = part;
+    });
+    return total;
+}
+
+double sum_of_squares(DType type, const void* x, int64_t begin, int64_t end) {
+    double total = 0;
+    with_type(type, [&](auto tag) {
+        auto* in = static_cast<const decltype(tag)*>(x);
+        double part = 0;
+#pragma omp simd reduction(+ : part)
+        for (int64_t i = begin; i < end; ++i) {
+            const double value = widen(in[i]);
+            part += value * value;
+        }
+        total = part;
+    });
+    return total;
+}
+
+void divide(DType type, void* to, const void* x, double divisor, int64_t begin, int64_t end) {
+    with_type(type, [&](auto tag) {
+        using T = decltype(tag);
+        using W = Wide<T>;
+        auto* out = static_cast<T*>(to);
+        auto* in = static_cast<const T*>(x);
+        const W by = static_cast<W>(divisor);
+#pragma omp simd
+        for (int64_t i = begin; i < end; ++i) store(out[i], widen(in[i]) / by);
+    });
+}
+
+void sign(DType type, void* x, int64_t begin, int64_t end) {
+    with_type(type, [&](auto tag) {
+        using T = decltype(tag);
+        using W = Wide<T>;
+        auto* data = static_cast<T*>(x);
+#pragma omp simd
+        for (int64_t i = begin; i < end; ++i) {
+            const W value = widen(data[i]);  // 0 and NaN stay what they are
+            store(data[i], value > 0 ? W(1) : (value < 0 ? W(-1) : value));
+        }
+    });
+}
+
+template <typename T>
+void momentum_range(const MomentumRange& r, int64_t begin, int64_t end) {
+    T* x = static_cast<T*>(r.x);
+    T* m = static_cast<T*>(r.m);
+    const T factor = static_cast<T>(r.factor);
+    const T u_m = static_cast<T>(r.u_m), u_g = static_cast<T>(r.u_g);
+    const T m_m = static_cast<T>(r.m_m), m_g = static_cast<T>(r.m_g);
+    if (!m) {
+#pragma omp simd
+        for (int64_t i = begin; i < end; ++i) x[i] = u_g * (factor * x[i]);
+        return;
+    }
+#pragma omp simd
+    for (int64_t i = begin; i < end; ++i) {
+        const T g = factor * x[i];
+        const T old = m[i];
+        x[i] = u_m * old + u_g * g;
+        m[i] = m_m * old + m_g * g;
+    }
+}
+
+template <typename T>
+void adam_range(const AdamRange& r, int64_t begin, int64_t end) {
+    T* x = static_cast<T*>(r.x);
+    T* m = static_cast<T*>(r.m);
+    T* v = static_cast<T*>(r.v);
+    const T factor = static_cast<T>(r.factor), eps = static_cast<T>(r.eps);
+    const T beta1 = static_cast<T>(r.beta1), rest1 = static_cast<T>(1 - r.beta1);
+    const T beta2 = static_cast<T>(r.beta2), rest2 = static_cast<T>(1 - r.beta2);
+    const T m_scale = static_cast<T>(r.m_scale), v_scale = static_cast<T>(r.v_scale);
+#pragma omp simd
+    for (int64_t i = begin; i < end; ++i) {
+        const T g = factor * x[i];
+        const T first = beta1 * m[i] + rest1 * g;
+        const T second = beta2 * v[i] + rest2 * (g * g);
+        m[i] = first;
+        v[i] = second;
+        const T square = second * v_scale;
+        T root;
+        if constexpr (sizeof(T) == 4) {
+            root = __builtin_sqrtf(square);
+        } else {
+            root = __builtin_sqrt(square);
+        }
+        x[i] = first * m_scale / (root + eps);
+    }
+}
+
+// Not (1 - decay) * w: 1 - decay in float would round a small decay to a few digits.
+template <typename T, typename Copy>
+void apply_range(const ApplyRange& r, int64_t begin, int64_t end) {
+    T* w = static_cast<T*>(r.w);
+    const T* x = static_cast<const T*>(r.x);
+    Copy* copy = static_cast<Copy*>(r.copy);
+    const T decay = static_cast<T>(r.decay), step = static_cast<T>(r.step);
+    if (!copy) {
+#pragma omp simd
+        for (int64_t i = begin; i < end; ++i) w[i] = w[i] - (decay * w[i] + step * x[i]);
+        return;
+    }
+#pragma omp simd
+    for (int64_t i = begin; i < end; ++i) {
+        const T updated = w[i] - (decay * w[i] + step * x[i]);
+        w[i] = updated;
+        store(copy[i], static_cast<Wide<Copy>>(updated));
+    }
+}
+
+void momentum(const MomentumRange& r, int64_t begin, int64_t end) {
+    r.type == DType::f64 ? momentum_range<double>(r, begin, end)
+                         : momentum_range<float>(r, begin, end);
+}
+
+void adam(const AdamRange& r, int64_t begin, int64_t end) {
+    r.type == DType::f64 ? adam_range<double>(r, begin, end) : adam_range<float>(r, begin, end);
+}
+
+void apply(const ApplyRange& r, int64_t begin, int64_t end) {
+    with_type(r.copy_type, [&](auto tag) {
+        using Copy = decltype(tag);
+        r.type == DType::f64 ? apply_range<double, Copy>(r, begin, end)
+                             : apply_range<float, Copy>(r, begin, end);
+    });
+}
+
+}  // namespace
+
+void add_element_kernels(Kernels& table) {
+    table.convert = convert;
+    table.add = add;
+    table.sum = sum;
+    table.sum_of_squares = sum_of_squares;
+    table.divide = divide;
+    table.sign = sign;
+    table.momentum = momentum;
+    table.adam = adam;
+    table.apply = apply;
+}
+
+}  // namespace lmo::cpu::LMO_ISA

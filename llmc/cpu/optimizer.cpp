@@ -1,0 +1,85 @@
+// The optimizer's elementwise operations over lists of tensors. Scalars are computed in double.
+#include <cmath>
+
+#include "llmc/cpu/cpu_backend.h"
+
+namespace lmo::cpu {
+
+namespace {
+
+// The clip factor; an empty tensor means 1.
+double factor_of(const Tensor& factor) { return factor.empty() ? 1.0 : *factor.as<double>(); }
+
+}  // namespace
+
+void CpuBackend::momentum(const Momentum& op) {
+    assert(op.momentum.empty() || op.momentum.size() == op.x.size());
+    const double factor = factor_of(op.factor);
+    parallel_lists(threads_, op.x, [&](size_t i, int64_t begin, int64_t end, int64_t) {
+        void* m = op.momentum.empty() ? nullptr : op.momentum[i].data;
+        kernels_.momentum({op.x[i].dtype, op.x[i].data, m, factor, op.u_m, op.u_g, op.m_m, op.m_g},
+                          begin, end);
+    });
+}
+
+void CpuBackend::adam(const Adam& op) {
+    assert(op.first.size() == op.x.size() && op.second.size() == op.x.size());
+    const double t = *op.step.as<double>() + 1;
+    const double correction1 = 1 - std::pow(op.beta1, t), correction2 = 1 - std::pow(op.beta2, t);
+    AdamRange range{};
+    range.factor = factor_of(op.factor);
+    range.beta1 = op.beta1;
+    range.beta2 = op.beta2;
+    range.eps = op.eps;
+    range.m_scale = (op.eps_inside ? std::sqrt(correction2) : 1.0) / correction1;
+    range.v_scale = op.eps_inside ? 1.0 : 1.0 / correction2;
+    parallel_lists(threads_, op.x, [&](size_t i, int64_t begin, int64_t end, int64_t) {
+        AdamRange r = range;
+        r.type = op.x[i].dtype;
+        r.x = op.x[i].data;
+        r.m = op.first[i].data;
+        r.v = op.second[i].data;
+        kernels_.adam(r, begin, end);
+    });
+}
+
+void CpuBackend::sign(const Sign& op) {
+    parallel_lists(threads_, op.x, [&](size_t i, int64_t begin, int64_t end, int64_t) {
+        kernels_.sign(op.x[i].dtype, op.x[i].data, begin, end);
+    });
+}
+
+size_t CpuBackend::workspace_bytes(const FrobeniusNormalize& op) const {
+    Scratch scratch;
+    scratch.take<double>(int64_t(op.x.size()));
+    return scratch.bytes() + workspace_bytes(SumOfSquares{op.x, {}, {}});
+}
+
+void CpuBackend::frobenius_normalize(const FrobeniusNormalize& op) {
+    Scratch scratch(op.workspace);
+    const int64_t count = int64_t(op.x.size());
+    const Tensor squares{scratch.take<double>(count), DType::f64, {count}};
+    const int64_t rest = int64_t(workspace_bytes(SumOfSquares{op.x, {}, {}}));
+    sum_of_squares({op.x, squares, {scratch.take<char>(rest), DType::f32, {rest / 4}}});
+    parallel_lists(threads_, op.x, [&](size_t i, int64_t begin, int64_t end, int64_t) {
+        const double norm = std::sqrt(squares.as<double>()[i]);
+        kernels_.divide(op.x[i].dtype, op.x[i].data, op.x[i].data, norm + op.eps, begin, end);
+    });
+}
+
+void CpuBackend::apply(const Apply& op) {
+    assert(op.x.size() == op.weights.size() && op.radius.size() == op.weights.size());
+    assert(op.decay.size() == op.weights.size());
+    assert(op.copies.empty() || op.copies.size() == op.weights.size());
+    const double lr = op.lr_scale * *op.rate.as<double>();
+    parallel_lists(threads_, op.weights, [&](size_t i, int64_t begin, int64_t end, int64_t) {
+        const Tensor& w = op.weights[i];
+        const Tensor copy = op.copies.empty() ? Tensor{nullptr, w.dtype, {}} : op.copies[i];
+        assert(copy.empty() || copy.count() == w.count());
+        kernels_.apply({w.dtype, copy.dtype, w.data, op.x[i].data, copy.data, lr * op.decay[i],
+                        lr * op.radius[i]},
+                       begin, end);
+    });
+}
+
+}  // namespace lmo::cpu

@@ -1,0 +1,108 @@
+#include "llmc/data/loader.h"
+
+#include <array>
+#include <atomic>
+#include <cassert>
+#include <condition_variable>
+#include <exception>
+#include <mutex>
+#include <thread>
+
+#include "llmc/data/order.h"
+
+namespace lmo {
+
+// A ring of batches: the thread writes batch number `written`, next() hands out batch number
+// `read`. Three may wait; two more stay untouched, as what next() returned last and the time before
+// is still in use. No batch is allocated after the first round.
+struct Loader::Impl {
+    static constexpr int64_t kAhead = 3, kHeld = 2, kSlots = kAhead + kHeld;
+
+    Impl(const Dataset& dataset, uint64_t seed, int64_t micro_batch, int64_t position)
+        : dataset_(dataset), seed_(seed), micro_batch_(micro_batch), position_(position) {
+        assert(micro_batch >= 1 && position >= 0);
+        thread_ = std::thread([this] { run(); });
+    }
+
+    ~Impl() {
+        {
+            const std::lock_guard lock(mutex_);
+            stop_ = true;
+        }
+        changed_.notify_all();
+        thread_.join();
+    }
+
+    const HostBatch& next() {
+        std::unique_lock lock(mutex_);
+        changed_.wait(lock, [this] { return written_ > read_ || error_ != nullptr; });
+        if (written_ == read_) std::rethrow_exception(error_);
+        const HostBatch& batch = ring_[static_cast<size_t>(read_ % kSlots)];
+        ++read_;
+        lock.unlock();
+        changed_.notify_all();
+        return batch;
+    }
+
+  private:
+    void run() {
+        try {
+            while (wait_for_slot()) {
+                if (!fill(ring_[static_cast<size_t>(written_ % kSlots)])) return;
+                const std::lock_guard lock(mutex_);
+                ++written_;
+                changed_.notify_all();
+            }
+        } catch (...) {
+            const std::lock_guard lock(mutex_);
+            error_ = std::current_exception();
+            changed_.notify_all();
+        }
+    }
+
+    bool wait_for_slot() {
+        std::unique_lock lock(mutex_);
+        changed_.wait(lock, [this] { return stop_ || written_ - read_ < kAhead; });
+        return !stop_;
+    }
+
+    // False when asked to stop half way: a cold disk can make one batch slow.
+    bool fill(HostBatch& batch) {
+        const int64_t length = dataset_.sequence_length();
+        batch.sequences = micro_batch_;
+        batch.length = length;
+        batch.inputs.resize(static_cast<size_t>(micro_batch_ * length));
+        batch.targets.resize(static_cast<size_t>(micro_batch_ * length));
+        for (int64_t row = 0; row < micro_batch_; ++row, ++position_) {
+            if (stop_) return false;
+            const uint64_t sample = sample_at(static_cast<uint64_t>(position_),
+                                              static_cast<uint64_t>(dataset_.sequences()), seed_);
+            dataset_.copy_sequence(static_cast<int64_t>(sample), &batch.inputs[row * length],
+                                   &batch.targets[row * length]);
+        }
+        return true;
+    }
+
+    const Dataset& dataset_;
+    const uint64_t seed_;
+    const int64_t micro_batch_;
+    int64_t position_;  // the thread's own
+
+    std::mutex
+        mutex_;  // guards what follows, except the slots, which are handed over by the counts
+    std::condition_variable changed_;
+    std::atomic<bool> stop_{false};
+    int64_t written_ = 0, read_ = 0;  // batches
+    std::exception_ptr error_;        // in the batch number written_
+    std::array<HostBatch, kSlots> ring_;
+    std::thread thread_;
+};
+
+Loader::Loader(const Dataset& dataset, uint64_t seed, int64_t micro_batch, int64_t position)
+    : impl_(std::make_unique<Impl>(dataset, seed, micro_batch, position)) {}
+
+Loader::~Loader() = default;
+
+const HostBatch& Loader::next() { return impl_->next(); }
+
+}  // namespace lmo

@@ -1,0 +1,128 @@
+#include "llmc/io/metrics.h"
+
+#include <fcntl.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <cstdio>
+#include <cstring>
+#include <filesystem>
+#include <nlohmann/json.hpp>
+
+#include "llmc/core/error.h"
+#include "llmc/io/files.h"
+#include "llmc/io/tensorboard.h"
+
+namespace lmo {
+
+namespace {
+
+using nlohmann::json;
+using nlohmann::ordered_json;
+
+// Was the line written by a run that had done at most `resume_step` updates?
+bool belongs_before(const json& line, int64_t resume_step) {
+    const std::string type = line.value("type", "");
+    if (type == "summary") return false;
+    const auto step = line.find("step");
+    if (step == line.end() || !step->is_number_integer()) return true;  // "schedule"
+    // A "train" line describes update `step`; a "val" line the weights after `step` updates.
+    return type == "val" ? step->get<int64_t>() <= resume_step : step->get<int64_t>() < resume_step;
+}
+
+void drop_lines_from(const std::string& path, int64_t resume_step) {
+    if (!std::filesystem::exists(path)) return;
+    const std::string text = read_file(path);
+    std::string kept;
+    int unreadable = 0;
+    for (size_t begin = 0; resume_step > 0 && begin < text.size();) {
+        const size_t end = text.find('\n', begin);
+        if (end == std::string::npos) break;  // torn: the writer was killed
+        const std::string line = text.substr(begin, end - begin);
+        begin = end + 1;
+        try {
+            const json parsed = json::parse(line);
+            if (belongs_before(parsed, resume_step)) kept += line + "\n";
+        } catch (const json::exception&) {
+            ++unreadable;
+        }
+    }
+    if (unreadable > 0) {
+        std::fprintf(stderr, "warning: '%s': %d lines are not JSON objects and were dropped\n",
+                     path.c_str(), unreadable);
+    }
+    if (kept != text) write_file_atomically(path, kept);
+}
+
+}  // namespace
+
+struct MetricsLog::Impl {
+    std::string path;
+    int file = -1;
+    bool reported = false;
+    std::unique_ptr<TensorboardWriter> tensorboard;
+
+    ~Impl() {
+        if (file >= 0) ::close(file);
+    }
+
+    void report(const std::string& what, int code) {
+        if (reported) return;
+        reported = true;
+        std::fprintf(stderr, "warning: %s: %s; training goes on without these metrics\n",
+                     what.c_str(), std::strerror(code));
+    }
+
+    void append(const std::string& line) {
+        struct stat before {};
+        const bool known = ::fstat(file, &before) == 0;
+        ssize_t taken;
+        do {
+            taken = ::write(file, line.data(), line.size());
+        } while (taken < 0 && errno == EINTR);
+        if (taken == static_cast<ssize_t>(line.size())) return;
+        report("cannot write '" + path + "'", taken < 0 ? errno : ENOSPC);
+        // Take back half a line, so that a later one does not continue it.
+        if (taken > 0 && known && ::ftruncate(file, before.st_size) != 0) {
+            report("cannot truncate '" + path + "'", errno);
+        }
+    }
+
+    void add_scalars(const ordered_json& line) {
+        const auto step = line.find("step");
+        if (!tensorboard || step == line.end() || !step->is_number_integer()) return;
+        const std::string prefix = line.value("type", "") + "/";
+        bool written = true;
+        for (const auto& [key, value] : line.items()) {
+            if (key == "step" || !value.is_number()) continue;
+            written &= tensorboard->scalar(prefix + key, step->get<int64_t>(), value.get<double>());
+        }
+        if (written && tensorboard->flush()) return;
+        report("cannot write '" + tensorboard->path() + "'", errno);
+        tensorboard.reset();  // half a record makes the rest of the file unreadable
+    }
+};
+
+MetricsLog::MetricsLog(const std::string& run_dir, int64_t resume_step, bool tensorboard)
+    : impl_(std::make_unique<Impl>()) {
+    impl_->path = run_dir + "/metrics.jsonl";
+    drop_lines_from(impl_->path, resume_step);
+    impl_->file = ::open(impl_->path.c_str(), O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0666);
+    if (impl_->file < 0) {
+        throw Error("cannot open '" + impl_->path + "': " + std::strerror(errno));
+    }
+    // What TensorBoard has of step `resume_step` itself is the "val" line before it: that one
+    // stays.
+    const int64_t first_step = resume_step > 0 ? resume_step + 1 : 0;
+    if (tensorboard) impl_->tensorboard = std::make_unique<TensorboardWriter>(run_dir, first_step);
+}
+
+MetricsLog::~MetricsLog() = default;
+
+void MetricsLog::write(const ordered_json& line) {
+    impl_->append(line.dump(-1, ' ', false, ordered_json::error_handler_t::replace) + "\n");
+    impl_->add_scalars(line);
+}
+
+}  // namespace lmo

@@ -1,0 +1,154 @@
+// The norms: sign (largest entry), Frobenius, spectral, and none. For an m x n tensor:
+//
+//   norm       dir(x)                             dual norm            kappa
+//   sign       sign(x)                            sum of |entries|     m n
+//   frobenius  x / ||x||_F                        Frobenius            1
+//   spectral   U V^T of x = U S V^T, by           sum of S (nuclear)   min(m, n)
+//              Newton-Schulz iteration
+#include "llmc/norm/norm.h"
+
+#include <algorithm>
+
+#include "llmc/core/error.h"
+
+namespace lmo {
+
+namespace {
+
+constexpr double kFrobeniusEps = 1e-8;  // what the published normalised SGD adds to the norm
+
+// Leaves x alone: Adam brings its own scaling. As that bounds every entry by about 1, kappa is the
+// sign norm's.
+class NoNorm : public Norm {
+  public:
+    NormType type() const override { return NormType::none; }
+    void check(const std::string&, const Shape&) const override {}
+    void direction(Backend&, std::span<const Tensor>, const Tensor&) const override {}
+    size_t workspace_bytes(const Backend&, std::span<const Tensor>) const override { return 0; }
+    double kappa(const Shape& shape) const override { return static_cast<double>(shape.count()); }
+    double flops(const Shape&) const override { return 0.0; }
+};
+
+class SignNorm : public Norm {
+  public:
+    NormType type() const override { return NormType::sign; }
+    void check(const std::string&, const Shape&) const override {}
+    void direction(Backend& backend, std::span<const Tensor> x, const Tensor&) const override {
+        backend.sign({x});
+    }
+    size_t workspace_bytes(const Backend&, std::span<const Tensor>) const override { return 0; }
+    double kappa(const Shape& shape) const override { return static_cast<double>(shape.count()); }
+    double flops(const Shape& shape) const override { return static_cast<double>(shape.count()); }
+};
+
+class FrobeniusNorm : public Norm {
+  public:
+    NormType type() const override { return NormType::frobenius; }
+    void check(const std::string&, const Shape&) const override {}
+    void direction(Backend& backend, std::span<const Tensor> x,
+                   const Tensor& workspace) const override {
+        backend.frobenius_normalize({x, kFrobeniusEps, workspace});
+    }
+    size_t workspace_bytes(const Backend& backend, std::span<const Tensor> x) const override {
+        return backend.workspace_bytes(FrobeniusNormalize{x, kFrobeniusEps, {}});
+    }
+    double kappa(const Shape&) const override { return 1.0; }
+    double flops(const Shape& shape) const override {  // square, add, scale
+        return 3.0 * static_cast<double>(shape.count());
+    }
+};
+
+class SpectralNorm : public Norm {
+  public:
+    explicit SpectralNorm(NewtonSchulzSet set) : set_(std::move(set)) {}
+
+    NormType type() const override { return NormType::spectral; }
+
+    void check(const std::string& tensor, const Shape& shape) const override {
+        if (shape.rank() == 2) return;
+        throw UsageError(tensor + " has shape " + to_string(shape) +
+                         ", but the spectral norm needs a matrix (two dimensions): narrow this "
+                         "group's match (for example to role matrix) and let a group with another "
+                         "norm (sign, frobenius, none) take the tensor");
+    }
+
+    void direction(Backend& backend, std::span<const Tensor> x,
+                   const Tensor& workspace) const override {
+        for_equal_shapes(x, [&](std::span<const Tensor> run) {
+            backend.newton_schulz(operation(run, workspace));
+        });
+    }
+
+    size_t workspace_bytes(const Backend& backend, std::span<const Tensor> x) const override {
+        size_t bytes = 0;
+        for_equal_shapes(x, [&](std::span<const Tensor> run) {
+            bytes = std::max(bytes, backend.workspace_bytes(operation(run, {})));
+        });
+        return bytes;
+    }
+
+    double kappa(const Shape& shape) const override {
+        return static_cast<double>(std::min(shape.rows(), shape.columns()));
+    }
+
+    // Per step, with k the shorter side and l the longer: A = X X^T and (bA + cA^2) X take 2 k^2 l
+    // each, A^2 takes 2 k^3 (none when c is 0).
+    double flops(const Shape& shape) const override {
+        const double k = static_cast<double>(std::min(shape.rows(), shape.columns()));
+        const double l = static_cast<double>(std::max(shape.rows(), shape.columns()));
+        double total = 0.0;
+        for (const NewtonSchulzStep& step : set_.steps) {
+            total += 4.0 * k * k * l + (step.c == 0.0 ? 0.0 : 2.0 * k * k * k);
+        }
+        return total;
+    }
+
+  private:
+    NewtonSchulz operation(std::span<const Tensor> x, const Tensor& workspace) const {
+        return {x, set_.steps, set_.norm_scale, set_.eps, workspace};
+    }
+
+    // Calls run(part) for each longest run of neighbours of one shape: one batch of products.
+    template <typename Run>
+    static void for_equal_shapes(std::span<const Tensor> x, Run run) {
+        for (size_t begin = 0, end; begin < x.size(); begin = end) {
+            for (end = begin + 1; end < x.size() && x[end].shape == x[begin].shape;) ++end;
+            run(x.subspan(begin, end - begin));
+        }
+    }
+
+    NewtonSchulzSet set_;
+};
+
+}  // namespace
+
+std::string to_string(NormType type) {
+    switch (type) {
+        case NormType::none:
+            return "none";
+        case NormType::sign:
+            return "sign";
+        case NormType::frobenius:
+            return "frobenius";
+        case NormType::spectral:
+            return "spectral";
+    }
+    return "unknown";
+}
+
+std::unique_ptr<Norm> make_norm(const NormConfig& config) {
+    switch (config.type) {
+        case NormType::none:
+            return std::make_unique<NoNorm>();
+        case NormType::sign:
+            return std::make_unique<SignNorm>();
+        case NormType::frobenius:
+            return std::make_unique<FrobeniusNorm>();
+        case NormType::spectral:
+            break;
+    }
+    assert(!config.newton_schulz.steps.empty() && "a spectral norm without Newton-Schulz steps");
+    return std::make_unique<SpectralNorm>(config.newton_schulz);
+}
+
+}  // namespace lmo

@@ -1,0 +1,129 @@
+// train_gpt eval and generate: a trained model, ours or any LLaMA folder of Hugging Face's layout.
+#include <algorithm>
+#include <cmath>
+#include <cstdio>
+
+#include "llmc/data/tokenizer.h"
+#include "llmc/train/commands.h"
+#include "llmc/train/device.h"
+#include "llmc/train/hf.h"
+#include "llmc/train/resume.h"
+#include "llmc/train/validation.h"
+#include "llmc/train/weights.h"
+
+namespace lmo {
+
+using nlohmann::ordered_json;
+
+namespace {
+
+ModelPrecision parse_precision(const std::string& name, const Backend& backend) {
+    if (name == "auto") {
+        const DType compute = backend.preferred_compute();
+        return {compute, DType::f32, DType::f32};
+    }
+    if (name == "fp32") return {DType::f32, DType::f32, DType::f32};
+    if (name == "bf16") return {DType::bf16, DType::f32, DType::f32};
+    if (name == "fp64") return {DType::f64, DType::f64, DType::f64};
+    throw UsageError("--precision " + name + ": expected auto, fp32, bf16 or fp64");
+}
+
+// A model loaded from a folder for inference.
+struct LoadedModel {
+    LoadedModel(const std::string& folder, const std::string& device, int threads,
+                const std::string& precision_name, int64_t length, int64_t batch)
+        : backend(make_backend(device, threads)),
+          config(with_length(read_hf_config(folder), length)),
+          precision(parse_precision(precision_name, *backend)),
+          parameters(llama_parameters(config)),
+          arena(*backend),
+          tensors(arena, batch, config.seq_len),
+          model(*backend, arena, config, parameters, precision, batch, false),
+          weights(*backend, arena, parameters, precision, false) {
+        const WeightFolder files(folder);
+        weights.set([&](const Parameter& p) { return files.read(p.name, extents(p.shape)); });
+    }
+
+    static LlamaConfig with_length(LlamaConfig config, int64_t length) {
+        if (length > 0) config.seq_len = length;
+        return config;
+    }
+
+    std::unique_ptr<Backend> backend;
+    LlamaConfig config;
+    ModelPrecision precision;
+    ParameterList parameters;
+    Arena arena;
+    BatchTensors tensors;
+    Llama model;
+    Weights weights;
+};
+
+}  // namespace
+
+void run_eval(const EvalOptions& options) {
+    const TokenFile file(options.data, TokenFormat::automatic);
+    int64_t length =
+        options.length > 0 ? options.length : read_hf_config(options.checkpoint).seq_len;
+    length = std::min(length, std::max<int64_t>(1, file.size() - 1));
+    const int64_t batch = options.batch > 0 ? options.batch : std::max<int64_t>(1, 4096 / length);
+    LoadedModel loaded(options.checkpoint, options.device, options.threads, options.precision,
+                       length, batch);
+    if (!options.json) {
+        std::printf("%s\n%lld tokens in windows of %lld\n", loaded.backend->describe().c_str(),
+                    static_cast<long long>(file.size()), static_cast<long long>(length));
+        std::fflush(stdout);
+    }
+    const ValidationResult result =
+        evaluate_file(*loaded.backend, loaded.model, loaded.weights.compute(), loaded.tensors, file,
+                      batch, length, loaded.config.vocab_size);
+    if (!std::isfinite(result.loss)) {
+        throw Error(options.checkpoint + ": the loss is not finite; the weights are damaged");
+    }
+    const ordered_json line = {
+        {"loss", result.loss}, {"perplexity", std::exp(result.loss)}, {"tokens", result.tokens}};
+    std::printf("%s\n", line.dump().c_str());
+}
+
+namespace {
+
+std::string tokenizer_of(const GenerateOptions& options) {
+    if (!options.tokenizer.empty()) return options.tokenizer;
+    const ordered_json state = saved_state(options.checkpoint);
+    if (state.is_object() && state.contains("config")) {
+        const auto& data = state["config"].value("data", ordered_json::object());
+        if (data.contains("tokenizer") && data["tokenizer"].is_string()) {
+            return data["tokenizer"].get<std::string>();
+        }
+    }
+    throw UsageError(
+        options.checkpoint +
+        ": no tokenizer is known for this model; give --tokenizer bytes, gpt2 or a file");
+}
+
+}  // namespace
+
+void run_generate(const GenerateOptions& options) {
+    const std::unique_ptr<Tokenizer> tokenizer = make_tokenizer(tokenizer_of(options));
+    LoadedModel loaded(options.checkpoint, options.device, options.threads, "auto", 0, 1);
+    std::vector<int32_t> ids = tokenizer->encode(options.prompt);
+    if (ids.empty()) throw UsageError("--prompt is empty; give at least one character");
+    for (const int32_t id : ids) {
+        if (id >= loaded.config.vocab_size) {
+            throw UsageError("--prompt: token id " + std::to_string(id) +
+                             " is not in the model's vocabulary of " +
+                             std::to_string(loaded.config.vocab_size) +
+                             "; is this the model's tokenizer?");
+        }
+    }
+    std::printf("%s", options.prompt.c_str());
+    generate(*loaded.backend, loaded.model, loaded.config, loaded.weights.compute(), ids,
+             options.tokens, options.sampling, loaded.tensors.tokens, [&](int32_t id) {
+                 const std::string text = tokenizer->decode({id});
+                 std::fwrite(text.data(), 1, text.size(), stdout);
+                 std::fflush(stdout);
+             });
+    std::printf("\n");
+}
+
+}  // namespace lmo

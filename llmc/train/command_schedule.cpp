@@ -1,0 +1,128 @@
+// train_gpt schedule: what the learning rate will do, without a device and without data.
+#include <algorithm>
+#include <cmath>
+#include <cstdio>
+#include <sstream>
+
+#include "llmc/io/files.h"
+#include "llmc/optim/optimizer.h"
+#include "llmc/train/commands.h"
+
+namespace lmo {
+
+using nlohmann::ordered_json;
+
+namespace {
+
+std::vector<double> read_losses(const std::string& path) {
+    std::string text = read_file(path);
+    for (char& c : text) {
+        if (c == ',' || c == '[' || c == ']') c = ' ';
+    }
+    std::istringstream words(text);
+    std::vector<double> losses;
+    for (std::string word; words >> word;) {
+        char* end = nullptr;
+        losses.push_back(std::strtod(word.c_str(), &end));
+        if (*end || !std::isfinite(losses.back())) {
+            throw UsageError("--losses " + path + ": number " + std::to_string(losses.size()) +
+                             " is \"" + word +
+                             "\"; expected finite numbers, separated by spaces, "
+                             "commas or newlines");
+        }
+    }
+    if (losses.empty()) throw UsageError("--losses " + path + ": holds no number");
+    return losses;
+}
+
+// The table as parallel arrays, one entry for each loss.
+struct RateTable {
+    std::vector<int64_t> updates;
+    std::vector<double> losses, rates;
+    std::vector<std::string> phases;
+
+    void add(int64_t update, double loss, const RateStep& rate) {
+        updates.push_back(update);
+        losses.push_back(loss);
+        rates.push_back(rate.rate);
+        phases.push_back(to_string(rate.phase));
+    }
+};
+
+// A run that sees these losses at its updates 0, 1, ...
+RateTable follow_losses(const Config& config, Schedule schedule,
+                        const std::vector<double>& losses) {
+    RateTable table;
+    const int64_t count = std::min<int64_t>(losses.size(), config.schedule.steps);
+    for (int64_t i = 0; i < count; ++i) table.add(i, losses[i], schedule.next(i, losses[i]));
+    return table;
+}
+
+constexpr int64_t kPoints = 21;
+
+// The curve of an adaptive warm-up: every point as if it were the first update, so that neither
+// max_fraction nor the switch plays a part.
+RateTable adaptive_curve(const Config& config, const Schedule& started, double loss0) {
+    RateTable table;
+    const double target = config.schedule.warmup.target_loss;
+    for (int64_t i = 0; i < kPoints; ++i) {
+        const double loss = loss0 + (target - loss0) * static_cast<double>(i) / (kPoints - 1);
+        table.add(0, loss, Schedule(started).next(0, loss));
+    }
+    return table;
+}
+
+// A fixed schedule over the whole run; it does not look at losses.
+RateTable fixed_rates(const Config& config, Schedule schedule, double loss0) {
+    RateTable table;
+    const int64_t last = config.schedule.steps - 1;
+    for (int64_t i = 0; i < kPoints; ++i) {
+        const int64_t update = i * last / (kPoints - 1);
+        if (!table.updates.empty() && table.updates.back() == update) continue;
+        table.add(update, loss0, schedule.next(update, loss0));
+    }
+    return table;
+}
+
+}  // namespace
+
+void run_schedule(const Config& config, const ScheduleOptions& options) {
+    const double loss0 =
+        options.loss0.value_or(std::log(static_cast<double>(config.model.vocab_size)));
+    const double kappa = warmup_kappa(config.optimizer, llama_parameters(config.model));
+    const bool adaptive = config.schedule.warmup.type == WarmupType::adaptive;
+    Schedule schedule(config.schedule, kappa);
+    if (adaptive) schedule.start(loss0);
+    const RateTable table = !options.losses.empty()
+                                ? follow_losses(config, schedule, read_losses(options.losses))
+                            : adaptive ? adaptive_curve(config, schedule, loss0)
+                                       : fixed_rates(config, schedule, loss0);
+
+    ordered_json report = {{"kappa", kappa}};
+    if (const auto curve = schedule.curve()) {
+        report.update({{"loss0", loss0},
+                       {"delta0", curve->delta0},
+                       {"delta_star", curve->delta_star},
+                       {"K0", curve->K0},
+                       {"K1", curve->K1},
+                       {"K2", curve->K2}});
+    }
+    if (options.json) {
+        report.update({{"update", table.updates},
+                       {"loss", table.losses},
+                       {"lr", table.rates},
+                       {"phase", table.phases}});
+        std::printf("%s\n", report.dump().c_str());
+        return;
+    }
+    for (const auto& [key, value] : report.items()) {
+        std::printf("%-11s%.8g\n", key.c_str(), value.get<double>());
+    }
+    std::printf("\n%8s %12s %14s  %s\n", "update", "loss", "lr", "phase");
+    for (size_t i = 0; i < table.rates.size(); ++i) {
+        std::printf("%8lld %12.6g %14.8g  %s\n", static_cast<long long>(table.updates[i]),
+                    table.losses[i], table.rates[i], table.phases[i].c_str());
+    }
+}
+
+}  // namespace lmo

@@ -1,0 +1,36 @@
+// The subcommands of train_gpt besides `train`: plain option structs in, text on stdout out.
+#pragma once
+
+#include <optional>
+#include <string>
+
+#include "llmc/core/error.h"
+#include "llmc/model/generate.h"
+#include "llmc/train/config.h"
+
+namespace lmo {
+
+struct ScheduleOptions {
+    std::optional<double> loss0;  // ln V if not given
+    std::string losses;           // file of numbers, one loss for each update
+    bool json = false;
+};
+void run_schedule(const Config& config, const ScheduleOptions& options);
+
+struct EvalOptions {
+    std::string checkpoint, data, device = "auto", precision = "auto";
+    int threads = 0;
+    int64_t batch = 0, length = 0;  // 0: chosen; the model's context
+    bool json = false;
+};
+void run_eval(const EvalOptions& options);
+
+struct GenerateOptions {
+    std::string checkpoint, prompt = "\n", tokenizer, device = "auto";
+    int threads = 0;
+    int64_t tokens = 200;
+    SamplingConfig sampling;
+};
+void run_generate(const GenerateOptions& options);
+
+}  // namespace lmo

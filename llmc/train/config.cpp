@@ -1,0 +1,225 @@
+// From the merged JSON tree to struct Config: the schema first, then what no single key can tell,
+// then the fields.
+
+#include "llmc/train/config.h"
+
+#include "llmc/core/error.h"
+#include "llmc/train/config_optimizer.h"
+#include "llmc/train/json_merge.h"
+#include "llmc/train/named.h"
+#include "llmc/train/schema.h"
+
+namespace lmo {
+
+namespace {
+
+// Typed access to the resolved tree; a null gives the fallback.
+struct Reader {
+    const Json& tree;
+
+    bool has(const std::string& path) const { return find_value(tree, path) != nullptr; }
+    template <typename T>
+    T get(const std::string& path, T fallback = {}) const {
+        const Json* value = find_value(tree, path);
+        return value == nullptr ? fallback : value->get<T>();
+    }
+    int64_t integer(const std::string& path) const { return get<int64_t>(path); }
+    double number(const std::string& path) const { return get<double>(path); }
+    std::string text(const std::string& path) const { return get<std::string>(path); }
+};
+
+// Conditions that tie several keys together.
+void check_together(const Reader& read, const Provenance& origin) {
+    const auto refuse = [&](const std::string& key, const std::string& expected) {
+        reject(origin, key, *find_value(read.tree, key), expected);
+    };
+    const auto shown = [&](const std::string& key) {
+        return key + " = " + value_text(*find_value(read.tree, key));
+    };
+    const int64_t width = read.integer("model.d_model"), heads = read.integer("model.n_head");
+    if (width % heads != 0) refuse("model.d_model", "a multiple of " + shown("model.n_head"));
+    if (width / heads % 2 != 0) {
+        refuse("model.d_model", "an even head size, as RoPE turns pairs, not d_model / n_head = " +
+                                    std::to_string(width / heads));
+    }
+    if (heads % read.integer("model.n_kv_head") != 0) {
+        refuse("model.n_kv_head", "a divisor of " + shown("model.n_head"));
+    }
+    if (read.has("batch.sequences") &&
+        read.integer("batch.sequences") % read.integer("batch.micro_batch") != 0) {
+        refuse("batch.micro_batch", "a divisor of " + shown("batch.sequences"));
+    }
+    if (read.has("schedule.warmup.steps") && read.has("run.steps") &&
+        read.integer("schedule.warmup.steps") > read.integer("run.steps")) {
+        refuse("schedule.warmup.steps", "at most " + shown("run.steps"));
+    }
+    if (read.text("schedule.decay.type") == "gap" &&
+        read.text("schedule.warmup.type") != "adaptive") {
+        refuse("schedule.decay.type",
+               "schedule.warmup.type = \"adaptive\" with it (it follows the gap of that warm-up), "
+               "not " +
+                   shown("schedule.warmup.type"));
+    }
+    if (read.has("eval.sample") && !read.has("data.tokenizer")) {
+        refuse("eval.sample", "data.tokenizer with it, to turn tokens into text");
+    }
+}
+
+void read_run(Config& config, const Reader& read) {
+    config.run = {read.text("run.name"),     read.text("run.dir"),
+                  read.text("run.device"),   read.get<uint64_t>("run.seed"),
+                  read.integer("run.steps"), read.get<int>("run.threads")};
+    config.init_from = read.text("init.from");
+    config.data.train = read.get<std::vector<std::string>>("data.train");
+    config.data.val = read.get<std::vector<std::string>>("data.val");
+    config.data.format =
+        named<TokenFormat>(read.text("data.format"), {{"auto", TokenFormat::automatic},
+                                                      {"llmc", TokenFormat::llmc},
+                                                      {"uint16", TokenFormat::uint16}});
+    config.data.seed = read.get<uint64_t>("data.seed");
+    config.data.tokenizer = read.text("data.tokenizer");
+    config.batch = {read.integer("batch.sequences"), read.integer("batch.micro_batch")};
+    config.compute =
+        named<ComputeChoice>(read.text("precision.compute"), {{"auto", ComputeChoice::automatic},
+                                                              {"fp64", ComputeChoice::fp64},
+                                                              {"fp32", ComputeChoice::fp32},
+                                                              {"bf16", ComputeChoice::bf16}});
+    config.residual = config.compute == ComputeChoice::fp64
+                          ? DType::f64
+                          : named<DType>(read.text("precision.residual"),
+                                         {{"fp32", DType::f32}, {"bf16", DType::bf16}});
+}
+
+void read_model(LlamaConfig& model, const Reader& read) {
+    model.n_layer = read.integer("model.n_layer");
+    model.n_head = read.integer("model.n_head");
+    model.n_kv_head = read.integer("model.n_kv_head");
+    model.d_model = read.integer("model.d_model");
+    model.d_ff = read.integer("model.d_ff");
+    model.vocab_size = read.integer("model.vocab_size");
+    model.seq_len = read.integer("model.seq_len");
+    model.rope_theta = read.number("model.rope_theta");
+    model.norm_eps = read.number("model.norm_eps");
+    model.init_std = read.number("model.init_std");
+    model.tie_embeddings = read.get<bool>("model.tie_embeddings");
+}
+
+// A key that the chosen types do not use keeps the default of its struct.
+void read_schedule(ScheduleConfig& schedule, const Reader& read) {
+    schedule.lr = read.number("optimizer.lr");
+    schedule.steps = read.integer("run.steps");
+    WarmupConfig& warmup = schedule.warmup;
+    warmup.type =
+        named<WarmupType>(read.text("schedule.warmup.type"), {{"none", WarmupType::none},
+                                                              {"linear", WarmupType::linear},
+                                                              {"cosine", WarmupType::cosine},
+                                                              {"adaptive", WarmupType::adaptive}});
+    warmup.steps = read.get("schedule.warmup.steps", warmup.steps);
+    warmup.div = read.get("schedule.warmup.div", warmup.div);
+    if (warmup.type == WarmupType::adaptive) {
+        warmup.target_loss = read.number("schedule.warmup.target_loss");
+        const Json& delta_star = *find_value(read.tree, "schedule.warmup.delta_star");
+        if (delta_star.is_number()) {
+            warmup.delta_star_mode = DeltaStarMode::given;
+            warmup.delta_star = delta_star;
+        }
+        warmup.sigma_F = read.number("schedule.warmup.sigma_F");
+        warmup.loss_ema = read.number("schedule.warmup.loss_ema");
+        warmup.max_fraction = read.number("schedule.warmup.max_fraction");
+    }
+    LrDecayConfig& decay = schedule.decay;
+    decay.type =
+        named<LrDecayType>(read.text("schedule.decay.type"), {{"constant", LrDecayType::constant},
+                                                              {"cosine", LrDecayType::cosine},
+                                                              {"linear", LrDecayType::linear},
+                                                              {"wsd", LrDecayType::wsd},
+                                                              {"gap", LrDecayType::gap}});
+    decay.final_div = read.get("schedule.decay.final_div", decay.final_div);
+    decay.fraction = read.get("schedule.decay.fraction", decay.fraction);
+    decay.shape = named<WsdShape>(
+        read.get<std::string>("schedule.decay.shape", "linear"),
+        {{"linear", WsdShape::linear}, {"cosine", WsdShape::cosine}, {"sqrt", WsdShape::sqrt}});
+}
+
+void read_outputs(Config& config, const Reader& read) {
+    config.eval.every = read.integer("eval.every");
+    config.eval.batches = read.integer("eval.batches");
+    if (read.has("eval.sample")) config.eval.sample = read.text("eval.sample");
+    config.checkpoint = {read.integer("checkpoint.every"), read.get<int>("checkpoint.keep")};
+    config.log = {read.integer("log.every"), read.get<bool>("log.tensorboard")};
+}
+
+Config make_config(const Json& given, const Provenance& origin, ConfigUse use) {
+    Resolution resolution = resolve(config_keys(), given, origin, "", use == ConfigUse::train);
+    const Reader read{resolution.values};
+    if (!read.has("optimizer.preset") && !read.has("optimizer.groups")) {
+        resolution.missing.push_back("optimizer.preset or optimizer.groups");
+    }
+    if (!resolution.missing.empty()) reject_missing(origin.main, resolution.missing);
+    check_together(read, origin);
+
+    Config config{};
+    read_run(config, read);
+    read_model(config.model, read);
+    read_schedule(config.schedule, read);
+    read_outputs(config, read);
+    OptimizerGroups groups = optimizer_groups(resolution.values, origin);
+    config.optimizer.groups = std::move(groups.groups);
+    config.optimizer.weight_decay = read.number("optimizer.weight_decay");
+    config.optimizer.clip_norm = read.number("optimizer.clip_norm");
+    config.optimizer.fuse_qkv = read.text("optimizer.qkv") == "fused";
+    set_value(resolution.values, "optimizer.groups", std::move(groups.resolved));
+    config.resolved = std::move(resolution.values);
+    return config;
+}
+
+bool may_change(const std::string& path) {
+    for (const char* key : {"run.dir", "run.name", "run.device", "log", "eval", "checkpoint"}) {
+        if (path == key) return true;
+    }
+    return path == "optimizer.preset";  // a label: the groups are compared
+}
+
+void add_conflicts(const Json& saved, const Json& now, const std::string& path,
+                   std::vector<std::string>& conflicts) {
+    if (may_change(path)) return;
+    if (saved.is_object() && now.is_object()) {
+        Json keys = saved;
+        keys.update(now);
+        for (const auto& [key, unused] : keys.items()) {
+            (void)unused;
+            add_conflicts(saved.value(key, Json()), now.value(key, Json()),
+                          path.empty() ? key : path + "." + key, conflicts);
+        }
+    } else if (saved.is_array() && now.is_array() && saved.size() == now.size()) {
+        for (size_t i = 0; i < saved.size(); ++i) {
+            add_conflicts(saved[i], now[i], path + "[" + std::to_string(i) + "]", conflicts);
+        }
+    } else if (saved != now) {
+        conflicts.push_back(path + ": " + (saved.is_null() ? "none" : value_text(saved)) + " -> " +
+                            (now.is_null() ? "none" : value_text(now)));
+    }
+}
+
+}  // namespace
+
+Config load_config(const std::string& path, const std::vector<std::string>& overrides,
+                   ConfigUse use) {
+    const ConfigTree tree = merge_config(path, overrides);
+    return make_config(tree.values, tree.origin, use);
+}
+
+Config config_from_json(const Json& json, const std::string& source, ConfigUse use) {
+    if (!json.is_object()) {
+        throw UsageError(source + ": " + value_text(json) + ": expected a configuration object");
+    }
+    return make_config(json, Provenance{source, {}}, use);
+}
+
+std::vector<std::string> resume_conflicts(const Json& saved, const Json& now) {
+    std::vector<std::string> conflicts;
+    add_conflicts(saved, now, "", conflicts);
+    return conflicts;
+}
+
+}  // namespace lmo

@@ -1,0 +1,27 @@
+// Parameter groups of the optimizer: from JSON (a configuration or a preset) to
+// llmc/optim/config.h.
+#pragma once
+
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "llmc/optim/config.h"
+#include "llmc/train/json_merge.h"
+
+namespace lmo {
+
+struct OptimizerGroups {
+    std::vector<GroupConfig> groups;
+    Json resolved;  // every key of every group
+};
+
+// The groups of a resolved configuration: optimizer.groups, else those of optimizer.preset.
+OptimizerGroups optimizer_groups(const Json& resolved, const Provenance& origin);
+
+// Validation for the schema. A radius is NUMBER, RULE or "NUMBER*RULE".
+std::optional<RadiusConfig> parse_radius(const Json& value);
+std::string radius_expected();
+bool is_coefficients(const Json& value);  // the name of a set, or [[a, b, c], ...]
+
+}  // namespace lmo

@@ -1,0 +1,141 @@
+#include "llmc/train/resume.h"
+
+#include <filesystem>
+
+#include "llmc/core/error.h"
+#include "llmc/data/tokenizer.h"
+#include "llmc/io/checkpoint.h"
+#include "llmc/io/files.h"
+
+namespace lmo {
+
+using nlohmann::ordered_json;
+
+ordered_json saved_state(const std::string& checkpoint) {
+    const std::string path = checkpoint + "/state.json";
+    if (!std::filesystem::exists(path)) return nullptr;
+    try {
+        return ordered_json::parse(read_file(path));
+    } catch (const nlohmann::json::exception& e) {
+        throw Error(path + ": is not valid JSON: " + e.what());
+    }
+}
+
+namespace {
+
+// `resume` names a checkpoint folder, or a run folder whose newest checkpoint is meant.
+std::string given_checkpoint(const std::string& folder) {
+    if (!std::filesystem::is_directory(folder)) {
+        throw UsageError("--resume " + folder +
+                         ": no such folder; expected auto, never, a checkpoint "
+                         "folder or a run folder");
+    }
+    std::string reason;
+    if (std::filesystem::exists(folder + "/checkpoints")) {
+        std::vector<std::string> warnings;
+        if (const auto newest = newest_checkpoint(folder, &warnings)) return *newest;
+        reason = warnings.empty() ? "it holds no checkpoint" : warnings.back();
+    } else if (checkpoint_is_valid(folder, &reason)) {
+        return folder;
+    }
+    throw UsageError("--resume " + folder + ": " + reason);
+}
+
+void require_same_config(const Config& config, const std::string& checkpoint) {
+    const ordered_json state = saved_state(checkpoint);
+    if (!state.is_object() || !state.contains("config")) {
+        throw Error(checkpoint +
+                    "/state.json: key \"config\" is missing; this is no checkpoint of "
+                    "a run");
+    }
+    const auto conflicts = resume_conflicts(state["config"], config.resolved);
+    if (conflicts.empty()) return;
+    std::string text =
+        "the configuration differs from the one that " + checkpoint + " was trained with:";
+    for (const std::string& conflict : conflicts) text += "\n  " + conflict;
+    throw UsageError(text + "\nset these keys back to continue, or choose another run.dir");
+}
+
+}  // namespace
+
+std::string find_checkpoint(const Config& config, const std::string& resume) {
+    std::string checkpoint;
+    if (resume == "never") {
+        if (run_folder_is_used(config.run.dir)) {
+            throw UsageError("--resume never: " + config.run.dir +
+                             " holds a run already; choose "
+                             "another run.dir, or remove the folder");
+        }
+    } else if (resume != "auto") {
+        checkpoint = given_checkpoint(resume);
+    } else {
+        std::vector<std::string> warnings;
+        if (const auto newest = newest_checkpoint(config.run.dir, &warnings)) checkpoint = *newest;
+        for (const std::string& warning : warnings) {
+            std::fprintf(stderr, "warning: %s\n", warning.c_str());
+        }
+        if (checkpoint.empty() && !warnings.empty()) {
+            throw Error(config.run.dir +
+                        ": no complete checkpoint is left to continue from; move the "
+                        "folder away to start afresh");
+        }
+    }
+    if (!checkpoint.empty()) require_same_config(config, checkpoint);
+    return checkpoint;
+}
+
+namespace {
+
+std::string data_line(const Dataset& set) {
+    return format_count(static_cast<double>(set.tokens())) + " tokens";
+}
+
+std::string schedule_line(const Config& config) {
+    const ordered_json& optimizer = config.resolved["optimizer"];
+    const ordered_json& schedule = config.resolved["schedule"];
+    std::string name = optimizer.contains("preset") && optimizer["preset"].is_string()
+                           ? optimizer["preset"].get<std::string>()
+                           : "own groups";
+    std::string text = name + ", lr " + optimizer["lr"].dump() + ", warm-up " +
+                       schedule["warmup"]["type"].get<std::string>();
+    if (config.schedule.warmup.type == WarmupType::adaptive) {
+        text += " (target loss " + schedule["warmup"]["target_loss"].dump() + ")";
+    }
+    return text + ", decay " + schedule["decay"]["type"].get<std::string>();
+}
+
+}  // namespace
+
+void print_run_summary(Console& console, const Config& config, const Backend& backend,
+                       const Arena& arena, const ParameterList& parameters,
+                       const ModelPrecision& precision, const Dataset& train_set,
+                       const Dataset& validation_set) {
+    const LlamaConfig& m = config.model;
+    const double tokens = static_cast<double>(config.run.steps) *
+                          static_cast<double>(config.batch.sequences * m.seq_len);
+    const double epochs = static_cast<double>(config.run.steps * config.batch.sequences) /
+                          static_cast<double>(train_set.sequences());
+    char epochs_text[32];
+    std::snprintf(epochs_text, sizeof epochs_text, "%.2f", epochs);
+    console.message("run        " + config.run.name + " in " + config.run.dir);
+    console.message("device     " + backend.describe());
+    console.message("model      LLaMA, " + format_count(static_cast<double>(parameters.count())) +
+                    " parameters: " + std::to_string(m.n_layer) + " layers, width " +
+                    std::to_string(m.d_model) + ", " + std::to_string(m.n_head) + " heads, " +
+                    to_string(precision.compute));
+    console.message("data       " + data_line(train_set) + " to train on, " +
+                    data_line(validation_set) + " to validate");
+    console.message("training   " + std::to_string(config.run.steps) + " updates of " +
+                    std::to_string(config.batch.sequences) + " x " + std::to_string(m.seq_len) +
+                    " tokens: " + format_count(tokens) + " tokens, " + epochs_text + " epochs");
+    console.message("optimizer  " + schedule_line(config));
+    std::string memory = "memory     " + format_bytes(static_cast<double>(arena.total())) + ":";
+    const char* separator = " ";
+    for (const auto& [part, bytes] : arena.parts()) {
+        memory += separator + part + " " + format_bytes(static_cast<double>(bytes));
+        separator = ", ";
+    }
+    console.message(memory);
+}
+
+}  // namespace lmo

@@ -1,0 +1,25 @@
+// Where a run starts from, and what it says about itself first.
+#pragma once
+
+#include <string>
+
+#include "llmc/io/console.h"
+#include "llmc/train/config.h"
+#include "llmc/train/device.h"
+
+namespace lmo {
+
+// The checkpoint folder to continue from, or "" for a fresh start. Refuses (UsageError) a used run
+// folder with "never", a folder that holds none, and a configuration that differs from the saved
+// one.
+std::string find_checkpoint(const Config& config, const std::string& resume);
+
+// The configuration that a checkpoint's state.json holds, or null where there is none.
+nlohmann::ordered_json saved_state(const std::string& checkpoint);
+
+void print_run_summary(Console& console, const Config& config, const Backend& backend,
+                       const Arena& arena, const ParameterList& parameters,
+                       const ModelPrecision& precision, const Dataset& train_set,
+                       const Dataset& validation_set);
+
+}  // namespace lmo

@@ -1,0 +1,293 @@
+// The table of configuration keys: the one place where a key is added.
+
+#include "llmc/train/schema.h"
+
+#include <algorithm>
+#include <limits>
+
+#include "llmc/norm/newton_schulz.h"
+#include "llmc/train/config_optimizer.h"
+
+namespace lmo {
+
+namespace {
+
+using Kind = Accepts::Kind;
+
+constexpr double kUnbounded = std::numeric_limits<double>::infinity();
+constexpr double kMaxExtent = 1 << 20;      // of one axis of a tensor
+constexpr double kMaxVocabulary = 1 << 16;  // token ids are uint16
+
+Accepts text() { return {Kind::text}; }
+Accepts texts() { return {Kind::texts}; }
+Accepts boolean() { return {Kind::boolean}; }
+Accepts integer(double low, double high = kMaxCount) { return {Kind::integer, low, high}; }
+Accepts at_least(double low) { return {Kind::number, low, kUnbounded}; }
+Accepts above(double low) { return {Kind::number, low, kUnbounded, true}; }
+Accepts from_below(double low, double high) { return {Kind::number, low, high, false, true}; }
+Accepts above_to(double low, double high) { return {Kind::number, low, high, true}; }
+Accepts one_of(std::vector<std::string> choices, std::vector<std::string> later = {}) {
+    return {Kind::choice, 0, 0, false, false, std::move(choices), std::move(later)};
+}
+Accepts special(std::string expected, std::function<bool(const Json&)> valid,
+                std::vector<std::string> later = {}) {
+    return {Kind::special,      0, 0, false, false, {}, std::move(later), std::move(valid),
+            std::move(expected)};
+}
+Accepts no_switches() {
+    return special("{}: no published behaviour is switchable in this version",
+                   [](const Json& v) { return v.is_object() && v.empty(); });
+}
+
+Default required() { return {Default::Kind::required, "required"}; }
+Default required_by_train() { return {Default::Kind::required_by_train, "required by train"}; }
+Default computed(std::string text, std::function<Json(const Json&)> compute) {
+    return {Default::Kind::value, std::move(text), std::move(compute)};
+}
+Default none(std::string text = "none") {
+    return computed(std::move(text), [](const Json&) { return Json(); });
+}
+Default is(const Json& value) {
+    return computed(value.is_string() ? value.get<std::string>() : value.dump(),
+                    [value](const Json&) { return value; });
+}
+Default same_as(const std::string& path) {
+    return computed(path, [path](const Json& resolved) {
+        const Json* value = find_value(resolved, path);
+        return value == nullptr ? Json() : *value;
+    });
+}
+
+Json run_folder(const Json& resolved) {
+    return "runs/" + resolved["run"]["name"].get<std::string>();
+}
+
+Json newton_schulz_steps(const Json& group) {
+    const Json& coefficients = group["norm"]["coefficients"];
+    return coefficients.is_array() ? coefficients.size() : 5;
+}
+
+bool is_group_list(const Json& value) {
+    if (!value.is_array() || value.empty()) return false;
+    for (const Json& group : value) {
+        if (!group.is_object()) return false;
+    }
+    return true;
+}
+
+bool is_gap(const Json& value) {
+    return value == "exact" || (value.is_number() && value.get<double>() > 0);
+}
+
+std::string coefficients_expected() {
+    std::string names;
+    for (const std::string& name : newton_schulz_set_names()) names += "\"" + name + "\", ";
+    return names + "or a list of [a, b, c]";
+}
+
+std::vector<Key> run_and_model_keys() {
+    return {
+        {"run.name", text(), is("run"), "name of the run"},
+        {"run.dir", text(), computed("runs/NAME", run_folder), "folder that the run writes"},
+        {"run.seed", integer(0), is(0), "seed of the initial weights and of sampled text"},
+        {"run.steps", integer(1), required_by_train(), "updates in the whole run"},
+        {"run.device", one_of({"auto", "cpu", "cuda"}), is("auto"), "where to compute"},
+        {"run.threads", integer(0, 4096), is(0), "CPU threads; 0: all cores"},
+        {"run.on_nonfinite", one_of({"stop"}, {"skip", "rollback"}), is("stop"),
+         "what to do when the loss is not finite"},
+
+        {"model.n_layer", integer(1, kMaxExtent), required(), "layers"},
+        {"model.n_head", integer(1, kMaxExtent), required(), "query heads; divides d_model"},
+        {"model.d_model", integer(1, kMaxExtent), required(), "width of the residual stream"},
+        {"model.d_ff", integer(1, kMaxExtent), required(), "width of SwiGLU"},
+        {"model.vocab_size", integer(1, kMaxVocabulary), required(), "token ids are below it"},
+        {"model.seq_len", integer(1, kMaxExtent), required(), "tokens in a training sequence"},
+        {"model.n_kv_head", integer(1, kMaxExtent), same_as("model.n_head"),
+         "key and value heads (grouped-query attention); divides n_head"},
+        {"model.rope_theta", above(0), is(10000.0), "base of the rotary angles"},
+        {"model.norm_eps", above(0), is(1e-5), "epsilon inside the root of RMSNorm"},
+        {"model.tie_embeddings", boolean(), is(true), "embedding and head are one matrix"},
+        {"model.init_std", above(0), is(0.02),
+         "standard deviation of initial weights; o_proj and down_proj: / sqrt(2 n_layer)"},
+        {"model.attention", one_of({"own"}, {"cudnn"}), is("own"), "implementation of attention"},
+        {"model.recompute", one_of({"none"}, {"norm+swiglu", "block"}), is("none"),
+         "activations to recompute in the backward pass"},
+
+        {"init.from", text(), none(), "Hugging Face LLaMA folder to start the weights from"},
+    };
+}
+
+std::vector<Key> data_and_step_keys() {
+    return {
+        {"data.train", texts(), required_by_train(),
+         "token files or globs, from the working directory"},
+        {"data.val", texts(), required_by_train(), "the same, for validation"},
+        {"data.format", one_of({"auto", "llmc", "uint16"}), is("auto"),
+         "llm.c shards or headerless uint16; auto looks for the header"},
+        {"data.seed", integer(0), is(1337), "seed of the sample order"},
+        {"data.tokenizer", text(), none(), "bytes, gpt2 or a file; needed for text only"},
+
+        {"batch.sequences", integer(1, kMaxExtent), required_by_train(),
+         "sequences in an update, over all ranks and micro-batches"},
+        {"batch.micro_batch", integer(1, kMaxExtent), same_as("batch.sequences"),
+         "sequences that one rank computes at once; divides batch.sequences"},
+
+        {"precision.compute", one_of({"auto", "bf16", "fp32", "fp64"}), is("auto"),
+         "type of activations and GEMMs; auto: bf16 where the device is fast at it, else fp32; "
+         "fp64 is for tests on the CPU"},
+        {"precision.residual",
+         one_of({"fp32", "bf16"}),
+         is("fp32"),
+         "type of the residual stream (fp64 computes it in fp64)",
+         {"precision.compute", {"auto", "bf16", "fp32"}}},
+
+        {"optimizer.preset", text(), none("required without groups"),
+         "a preset built in from configs/optimizer, or the path of a preset file (looked for from "
+         "the file that names it, then from the working directory); it replaces groups given "
+         "earlier"},
+        {"optimizer.groups", special("a list of parameter groups", is_group_list),
+         none("from the preset"),
+         "parameter groups, in place of the preset's; their keys are at the end of this page"},
+        {"optimizer.lr", above(0), required(), "peak learning rate"},
+        {"optimizer.weight_decay", at_least(0), is(0.0),
+         "for groups that decay and do not say otherwise"},
+        {"optimizer.clip_norm", at_least(0), is(0.0), "bound of the global gradient norm; 0: none"},
+        {"optimizer.qkv", one_of({"fused", "split"}), is("fused"),
+         "q, k, v as one matrix or as three in matrix norms"},
+        {"optimizer.compat", no_switches(), is(Json::object()), "published behaviours"},
+    };
+}
+
+std::vector<Key> schedule_keys() {
+    const When ramp = {"schedule.warmup.type", {"linear", "cosine"}};
+    const When any_warmup = {"schedule.warmup.type", {"linear", "cosine", "adaptive"}};
+    const When adaptive = {"schedule.warmup.type", {"adaptive"}};
+    const When falling = {"schedule.decay.type", {"cosine", "linear", "wsd", "gap"}};
+    const When wsd = {"schedule.decay.type", {"wsd"}};
+    return {
+        {"schedule.warmup.type", one_of({"none", "linear", "cosine", "adaptive"}), is("none"),
+         "how the rate rises; adaptive follows the loss and sets its own length"},
+        {"schedule.warmup.steps", integer(1), required(), "updates of the warm-up", ramp},
+        {"schedule.warmup.div", above(1), is(100.0), "the rate starts at lr / div", any_warmup},
+        {"schedule.warmup.target_loss", at_least(0), required(),
+         "loss that the run is hoped to reach; the gap delta is the loss above it", adaptive},
+        {"schedule.warmup.delta_star",
+         special("\"exact\" or a number > 0", is_gap, {"quadpack", "gk21", "measured"}),
+         is("exact"), "gap at which the rate peaks; exact: by accurate quadrature", adaptive},
+        {"schedule.warmup.sigma_F", above(0), is(1e-3), "width of the weight in that quadrature",
+         adaptive},
+        {"schedule.warmup.loss_ema", from_below(0, 1), is(0.0),
+         "smoothing of the loss: share of the old value; 0: none", adaptive},
+        {"schedule.warmup.max_fraction", above_to(0, 1), is(0.5),
+         "share of the run after which the warm-up ends anyway", adaptive},
+        {"schedule.decay.type", one_of({"constant", "cosine", "linear", "wsd", "gap"}),
+         is("constant"), "how the rate falls; gap keeps following eta of the gap (adaptive only)"},
+        {"schedule.decay.final_div", at_least(1), is(1e4), "the rate ends at lr / final_div",
+         falling},
+        {"schedule.decay.fraction", above_to(0, 1), is(0.2), "last part of the run that decays",
+         wsd},
+        {"schedule.decay.shape", one_of({"linear", "cosine", "sqrt"}), is("linear"), "of that part",
+         wsd},
+        {"schedule.compat", no_switches(), is(Json::object()), "published behaviours"},
+    };
+}
+
+std::vector<Key> output_keys() {
+    return {
+        {"eval.every", integer(0), is(0), "updates between evaluations; 0: at the end only"},
+        {"eval.batches", integer(1), is(32), "micro-batches of an evaluation, always the same"},
+        {"eval.sample", text(), none(), "prompt of a text sampled at each evaluation"},
+        {"smoothness.every",
+         special("0: the smoothness analyzer is not in this version",
+                 [](const Json& v) { return v.is_number() && v == 0; }),
+         is(0), "updates between measurements of the smoothness; 0: off"},
+        {"checkpoint.every", integer(0), is(0),
+         "updates between checkpoints; 0: at the end only (the end is always saved)"},
+        {"checkpoint.keep", integer(1, 1e6), is(2), "checkpoints to keep"},
+        {"log.every", integer(1), is(1), "updates between lines of metrics"},
+        {"log.tensorboard", boolean(), is(true), "write TensorBoard events"},
+    };
+}
+
+bool is_role_list(const Json& value) {
+    if (!value.is_array()) return false;
+    for (const Json& role : value) {
+        if (std::find(role_names().begin(), role_names().end(), role) == role_names().end()) {
+            return false;
+        }
+    }
+    return true;
+}
+
+std::vector<Key> make_group_keys() {
+    const Accepts share = from_below(0, 1);
+    const When one_beta = {"momentum.type", {"ema", "heavy_ball", "nesterov"}};
+    const When two_betas = {"momentum.type", {"lion", "adam"}};
+    const When adam = {"momentum.type", {"adam"}};
+    const When spectral = {"norm.type", {"spectral"}};
+    const When decoupled = {"decay.type", {"decoupled"}};
+    return {
+        {"match.role", one_of(role_names()), is("any"),
+         "parameters of this role: matrix (hidden weights), embedding, head (untied), gain "
+         "(RMSNorm)"},
+        {"match.name", text(), none("any name"), "and with a name of this pattern (* and ?)"},
+        {"momentum.type", one_of({"none", "ema", "heavy_ball", "nesterov", "lion", "adam"}),
+         is("none"), "what becomes of the gradient g; m is the state"},
+        {"momentum.beta", share, required(),
+         "ema: m = beta m + (1-beta) g; heavy_ball, nesterov: m = beta m + g", one_beta},
+        {"momentum.ema",
+         boolean(),
+         is(false),
+         "m = beta m + (1-beta) g instead",
+         {"momentum.type", {"nesterov"}}},
+        {"momentum.beta1", share, required(), "lion: share of m in the update; adam: first moment",
+         two_betas},
+        {"momentum.beta2", share, required(), "lion: share of m kept; adam: second moment",
+         two_betas},
+        {"momentum.eps", above(0), is(1e-8), "added to the root of the second moment", adam},
+        {"momentum.eps_inside", boolean(), is(false), "eps before the bias correction", adam},
+        {"norm.type", one_of({"none", "sign", "frobenius", "spectral"}), is("none"),
+         "norm whose steepest direction is taken"},
+        {"norm.coefficients", special(coefficients_expected(), is_coefficients), required(),
+         "Newton-Schulz coefficients", spectral},
+        {"norm.steps", integer(1, 1000),
+         computed("5, or the length of the list", newton_schulz_steps),
+         "Newton-Schulz steps; beyond the coefficients the last ones repeat", spectral},
+        {"radius",
+         special(radius_expected(), [](const Json& v) { return parse_radius(v).has_value(); }),
+         is(1.0), "factor of the direction of an m x n matrix, times the rate"},
+        {"decay.type", one_of({"none", "decoupled"}), is("none"),
+         "decay of the weights; \"decay\": \"decoupled\" is short for its type"},
+        {"decay.weight_decay", at_least(0), none("optimizer.weight_decay"), "for this group",
+         decoupled},
+        {"decay.roles", special("a list of roles", is_role_list), is(Json({"matrix", "head"})),
+         "roles that decay; any: all", decoupled},
+        {"lr_scale", above(0), is(1.0), "rate of this group over the scheduled one"},
+    };
+}
+
+}  // namespace
+
+const std::vector<std::string>& role_names() {
+    static const std::vector<std::string> names = {"matrix", "embedding", "head", "gain", "any"};
+    return names;
+}
+
+const std::vector<Key>& config_keys() {
+    static const std::vector<Key> keys = [] {
+        std::vector<Key> all;
+        for (const auto& section :
+             {run_and_model_keys(), data_and_step_keys(), schedule_keys(), output_keys()}) {
+            all.insert(all.end(), section.begin(), section.end());
+        }
+        return all;
+    }();
+    return keys;
+}
+
+const std::vector<Key>& group_keys() {
+    static const std::vector<Key> keys = make_group_keys();
+    return keys;
+}
+
+}  // namespace lmo

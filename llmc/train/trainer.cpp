@@ -1,0 +1,237 @@
+#include "llmc/train/trainer.h"
+
+#include <cmath>
+
+#include "llmc/core/timer.h"
+#include "llmc/data/tokenizer.h"
+#include "llmc/io/files.h"
+#include "llmc/model/generate.h"
+#include "llmc/train/device.h"
+#include "llmc/train/resume.h"
+
+namespace lmo {
+
+using nlohmann::json;
+using nlohmann::ordered_json;
+
+ExitStatus train(const Config& config, const std::string& resume) {
+    const std::string checkpoint = find_checkpoint(config, resume);
+    const std::unique_ptr<Backend> backend = make_backend(config.run.device, config.run.threads);
+    Trainer trainer(config, *backend, checkpoint);
+    return trainer.run();
+}
+
+Trainer::Trainer(const Config& config, Backend& backend, const std::string& checkpoint)
+    : config_(config),
+      backend_(backend),
+      arena_(backend),
+      parameters_(llama_parameters(config.model)),
+      precision_(choose_precision(config, backend)),
+      train_set_(config.data.train, config.data.format, config.model.seq_len,
+                 config.model.vocab_size),
+      validation_set_(config.data.val, config.data.format, config.model.seq_len,
+                      config.model.vocab_size),
+      batch_(arena_, config.batch.micro_batch, config.model.seq_len),
+      model_(backend, arena_, config.model, parameters_, precision_, config.batch.micro_batch,
+             true),
+      weights_(backend, arena_, parameters_, precision_, true),
+      gradients_{&parameters_,
+                 arena_.take("gradients", precision_.master, {parameters_.buffer_length()})},
+      optimizer_(backend, arena_, config.optimizer, parameters_, precision_.master),
+      schedule_(config.schedule, warmup_kappa(config.optimizer, parameters_)),
+      console_(config.run.steps) {
+    const double tokens_per_update =
+        static_cast<double>(config.batch.sequences) * static_cast<double>(config.model.seq_len);
+    micro_step_ = backend_.capture([this, tokens_per_update] {
+        model_.forward_backward(weights_.compute(), gradients_, batch_.tokens, batch_.targets,
+                                1.0 / tokens_per_update, batch_.loss);
+    });
+    update_ = backend_.capture(
+        [this] { optimizer_.step(weights_.master(), weights_.copies(), gradients_); });
+    if (checkpoint.empty()) {
+        load_initial_weights();
+        optimizer_.initialise();
+    } else {
+        load(checkpoint);
+    }
+    loader_ = std::make_unique<Loader>(train_set_, config.data.seed, config.batch.micro_batch,
+                                       step_ * config.batch.sequences);
+}
+
+ExitStatus Trainer::run() {
+    print_run_summary(console_, config_, backend_, arena_, parameters_, precision_, train_set_,
+                      validation_set_);
+    if (step_ >= config_.run.steps) {
+        console_.message("this run is finished: " + std::to_string(step_) +
+                         " updates done; give it another run.dir to train again");
+        return ExitStatus::finished;
+    }
+    make_folders(config_.run.dir);
+    write_file_atomically(config_.run.dir + "/run_config.json", config_.resolved.dump(2) + "\n");
+    metrics_ = std::make_unique<MetricsLog>(config_.run.dir, step_, config_.log.tensorboard);
+    const double peak_flops = measure_peak_flops(backend_, precision_.compute);
+    if (step_ > 0) console_.message("resumed after " + std::to_string(step_) + " updates");
+    console_.header();
+
+    while (step_ < config_.run.steps) {
+        const Update result = update();
+        log_update(result, peak_flops);
+        const bool last = step_ == config_.run.steps;
+        const bool stop = !last && signals_.received();
+        if (due(config_.eval.every) || last) evaluate();
+        if (due(config_.checkpoint.every) || last || stop) save(last || stop);
+        if (stop) {
+            console_.finish();
+            console_.message("stopped after " + std::to_string(step_) +
+                             " updates, checkpoint written; run the same command to continue");
+            return ExitStatus::stopped;
+        }
+    }
+    finish();
+    return ExitStatus::finished;
+}
+
+// One update: gradients of the global batch, the rate from its loss, the step.
+Trainer::Update Trainer::update() {
+    Timer timer;
+    Update result;
+    result.loss = accumulate_gradients();
+    result.gradient_norm = optimizer_.gradient_norm(gradients_);
+    require_finite(result.loss, result.gradient_norm);
+    result.rate = schedule_.next(step_, result.loss);
+    optimizer_.set_scalars(result.rate.rate, step_);
+    update_->launch();
+    backend_.synchronize();
+    result.seconds = timer.seconds();
+    ++step_;
+    ++updates_here_;
+    training_seconds_ += result.seconds;
+    return result;
+}
+
+// Mean loss over all micro-batches; leaves the gradient of it in gradients_.
+double Trainer::accumulate_gradients() {
+    backend_.zero(gradients_.flat);
+    backend_.zero(batch_.loss);
+    for (int64_t done = 0; done < config_.batch.sequences; done += config_.batch.micro_batch) {
+        const HostBatch& host = loader_->next();
+        backend_.copy_in(batch_.tokens, host.inputs.data());
+        backend_.copy_in(batch_.targets, host.targets.data());
+        micro_step_->launch();
+    }
+    double loss = 0.0;
+    backend_.copy_out(&loss, batch_.loss);
+    return loss;
+}
+
+void Trainer::require_finite(double loss, double gradient_norm) const {
+    if (std::isfinite(loss) && std::isfinite(gradient_norm)) return;
+    const bool bad_loss = !std::isfinite(loss);
+    throw Error("update " + std::to_string(step_) + ": the " +
+                (bad_loss ? "loss" : "norm of the gradient") + " is not finite (" +
+                std::to_string(bad_loss ? loss : gradient_norm) +
+                "); training stops before the weights are touched. " +
+                (saved_step_ >= 0
+                     ? "The checkpoint after " + std::to_string(saved_step_) + " updates is kept. "
+                     : "") +
+                "Try a smaller optimizer.lr, a longer warm-up or optimizer.clip_norm");
+}
+
+void Trainer::log_update(const Update& update, double peak_flops) {
+    const int64_t index = step_ - 1;
+    if (index == 0) log_schedule();
+    if (!schedule_.message().empty()) console_.message(schedule_.message());
+
+    const double tokens =
+        static_cast<double>(config_.batch.sequences) * static_cast<double>(config_.model.seq_len);
+    const double tokens_per_second = tokens / update.seconds;
+    const double mfu = tokens_per_second * flops_per_token(config_.model) / peak_flops;
+    if (index % config_.log.every == 0 || step_ == config_.run.steps) {
+        ordered_json line = {{"type", "train"},
+                             {"step", index},
+                             {"tokens", static_cast<int64_t>(tokens) * step_},
+                             {"loss", update.loss},
+                             {"lr", update.rate.rate}};
+        if (update.rate.delta) line["delta"] = *update.rate.delta;
+        line["phase"] = to_string(update.rate.phase);
+        line["grad_norm"] = update.gradient_norm;
+        line["tokens_per_s"] = tokens_per_second;
+        line["mfu"] = mfu;
+        line["step_ms"] = update.seconds * 1e3;
+        metrics_->write(line);
+    }
+    ProgressLine progress;
+    progress.step = step_;
+    progress.steps = config_.run.steps;
+    progress.loss = update.loss;
+    progress.rate = update.rate.rate;
+    progress.gradient_norm = update.gradient_norm;
+    progress.tokens_per_second = tokens_per_second;
+    progress.mfu = mfu;
+    progress.phase = to_string(update.rate.phase);
+    progress.seconds_left =
+        training_seconds_ / updates_here_ * static_cast<double>(config_.run.steps - step_);
+    console_.progress(progress, index == 0 || step_ == config_.run.steps);
+}
+
+void Trainer::log_schedule() {
+    ordered_json line = {{"type", "schedule"}};
+    line["kappa"] = warmup_kappa(config_.optimizer, parameters_);
+    if (const auto curve = schedule_.curve()) {
+        line["delta0"] = curve->delta0;
+        line["delta_star"] = curve->delta_star;
+        line["K0"] = curve->K0;
+        line["K1"] = curve->K1;
+        line["K2"] = curve->K2;
+    } else {
+        for (const char* key : {"delta0", "delta_star", "K0", "K1", "K2"}) line[key] = nullptr;
+    }
+    metrics_->write(line);
+}
+
+void Trainer::evaluate() {
+    const ValidationResult result =
+        validate(backend_, model_, weights_.compute(), batch_, validation_set_, config_.data.seed,
+                 config_.batch.micro_batch, config_.eval.batches);
+    validation_loss_ = result.loss;
+    evaluated_step_ = step_;
+    metrics_->write(
+        {{"type", "val"}, {"step", step_}, {"loss", result.loss}, {"tokens", result.tokens}});
+    char text[64];
+    std::snprintf(text, sizeof text, "validation loss %.4f after %lld updates", result.loss,
+                  static_cast<long long>(step_));
+    console_.message(text);
+    if (config_.eval.sample) sample();
+}
+
+void Trainer::sample() {
+    const std::unique_ptr<Tokenizer> tokenizer = make_tokenizer(config_.data.tokenizer);
+    std::vector<int32_t> ids = tokenizer->encode(*config_.eval.sample);
+    SamplingConfig sampling;
+    sampling.temperature = 0.8;
+    sampling.seed = config_.run.seed;
+    generate(backend_, model_, config_.model, weights_.compute(), ids, 200, sampling, batch_.tokens,
+             [](int32_t) {});
+    console_.message("sample: " + tokenizer->decode(ids) + "\n");
+}
+
+void Trainer::finish() {
+    const double tokens = static_cast<double>(config_.batch.sequences) *
+                          static_cast<double>(config_.model.seq_len) *
+                          static_cast<double>(updates_here_);
+    metrics_->write({{"type", "summary"},
+                     {"steps", step_},
+                     {"val_loss", validation_loss_},
+                     {"tokens_per_s", tokens / training_seconds_},
+                     {"seconds", training_seconds_},
+                     {"memory_bytes", arena_.total()},
+                     {"parameters", parameters_.count()}});
+    console_.finish();
+    char text[160];
+    std::snprintf(text, sizeof text, "finished: validation loss %.4f, %s at %s tokens/s",
+                  validation_loss_, format_duration(training_seconds_).c_str(),
+                  format_count(tokens / training_seconds_).c_str());
+    console_.message(text);
+}
+
+}  // namespace lmo

@@ -1,0 +1,84 @@
+// One training run: the loop, its checkpoints and its metrics.
+#pragma once
+
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "llmc/core/error.h"
+#include "llmc/data/loader.h"
+#include "llmc/device/arena.h"
+#include "llmc/io/console.h"
+#include "llmc/io/metrics.h"
+#include "llmc/optim/optimizer.h"
+#include "llmc/schedule/schedule.h"
+#include "llmc/train/config.h"
+#include "llmc/train/signals.h"
+#include "llmc/train/validation.h"
+#include "llmc/train/weights.h"
+
+namespace lmo {
+
+// `resume`: "auto" (continue if the run folder has a checkpoint), "never" (refuse a used run
+// folder), or a checkpoint or run folder to continue from. Returns finished or stopped; throws
+// Error.
+ExitStatus train(const Config& config, const std::string& resume);
+
+class Trainer {
+  public:
+    // Takes all memory, and starts the weights: from `checkpoint` if not empty, else from init.from
+    // or at random.
+    Trainer(const Config& config, Backend& backend, const std::string& checkpoint);
+
+    ExitStatus run();
+
+  private:
+    struct Update {  // what one update found out
+        double loss, gradient_norm, seconds;
+        RateStep rate;
+    };
+
+    Update update();
+    double accumulate_gradients();
+    void require_finite(double loss, double gradient_norm) const;
+
+    void log_update(const Update& update, double peak_flops);
+    void log_schedule();
+    void evaluate();
+    void sample();
+    void finish();
+
+    void load(const std::string& checkpoint);
+    void load_initial_weights();
+    // A failed save is a warning while training goes on, an Error when nothing follows it.
+    void save(bool must_succeed);
+    nlohmann::json state() const;
+    bool due(int64_t every) const { return every > 0 && step_ % every == 0; }
+
+    const Config& config_;
+    Backend& backend_;
+    Arena arena_;
+    ParameterList parameters_;
+    ModelPrecision precision_;
+    Dataset train_set_, validation_set_;
+    BatchTensors batch_;
+    Llama model_;
+    Weights weights_;
+    ParameterBuffer gradients_;
+    Optimizer optimizer_;
+    Schedule schedule_;
+    std::unique_ptr<Graph> micro_step_, update_;
+    std::unique_ptr<Loader> loader_;
+    std::unique_ptr<MetricsLog> metrics_;
+    Console console_;
+    StopSignals signals_;
+
+    int64_t step_ = 0;         // updates done
+    int64_t saved_step_ = -1;  // of the newest checkpoint
+    int64_t evaluated_step_ = -1;
+    double validation_loss_ = 0.0;
+    double training_seconds_ = 0.0;  // updates only, of this process
+    int64_t updates_here_ = 0;       // of this process
+};
+
+}  // namespace lmo

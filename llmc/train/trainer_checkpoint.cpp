@@ -1,0 +1,104 @@
+// Saving and loading a run: what Trainer does with llmc/io/checkpoint.h.
+#include <algorithm>
+
+#include "llmc/io/checkpoint.h"
+#include "llmc/train/hf.h"
+#include "llmc/train/resume.h"
+#include "llmc/train/trainer.h"
+
+namespace lmo {
+
+using nlohmann::json;
+using nlohmann::ordered_json;
+
+void Trainer::load_initial_weights() {
+    if (config_.init_from.empty()) {
+        std::vector<double> flat(parameters_.buffer_length());
+        initialise_parameters(parameters_, config_.run.seed, flat.data());
+        weights_.set(flat);
+        return;
+    }
+    require_same_model(read_hf_config(config_.init_from), config_.model, config_.init_from);
+    const WeightFolder folder(config_.init_from);
+    weights_.set([&](const Parameter& p) { return folder.read(p.name, extents(p.shape)); });
+}
+
+nlohmann::json Trainer::state() const {
+    const ScheduleState& s = schedule_.state();
+    return {{"format", 1},
+            {"updates", step_},
+            {"samples", step_ * config_.batch.sequences},
+            {"schedule",
+             {{"started", s.started},
+              {"loss0", s.loss0},
+              {"delta0", s.delta0},
+              {"delta_star", s.delta_star},
+              {"smoothed_loss", s.smoothed_loss},
+              {"switched_at", s.switched_at},
+              {"peak", s.peak}}},
+            {"seeds", {{"run", config_.run.seed}, {"data", config_.data.seed}}},
+            {"compute", to_string(precision_.compute)},
+            {"config", config_.resolved}};
+}
+
+void Trainer::save(bool must_succeed) {
+    std::vector<TensorSource> optimizer = weights_.master_sources();
+    for (const StateTensor& tensor : optimizer_.states()) {
+        optimizer.push_back(tensor_source(backend_, tensor.name, tensor.tensor));
+    }
+    const json model_config = to_hf_config(config_.model, precision_.compute);
+    const json run_state = state();
+    try {
+        save_checkpoint(config_.run.dir, step_,
+                        {weights_.model_sources(), optimizer, &model_config, &run_state},
+                        config_.checkpoint.keep);
+        saved_step_ = step_;
+    } catch (const Error& error) {
+        if (must_succeed) throw;
+        console_.warning(std::string("no checkpoint after ") + std::to_string(step_) +
+                         " updates: " + error.what() + "; training goes on, " +
+                         (saved_step_ >= 0
+                              ? "the one after " + std::to_string(saved_step_) + " updates is kept"
+                              : "there is no earlier one"));
+    }
+}
+
+void Trainer::load(const std::string& checkpoint) {
+    const SafetensorsFile optimizer(checkpoint + "/optimizer.safetensors");
+    if (weights_.copies().flat.empty()) {
+        const SafetensorsFile model(checkpoint + "/model.safetensors");
+        weights_.set([&](const Parameter& p) { return model.read(p.name, extents(p.shape)); });
+    } else {
+        weights_.set([&](const Parameter& p) {
+            return optimizer.read(p.name + ".master", extents(p.shape));
+        });
+    }
+    for (const StateTensor& state : optimizer_.states()) {
+        copy_in_converted(backend_, state.tensor,
+                          optimizer.read(state.name, extents(state.tensor.shape)));
+    }
+    const ordered_json saved = saved_state(checkpoint);
+    try {
+        const auto& s = saved.at("schedule");
+        ScheduleState schedule;
+        schedule.started = s.at("started");
+        schedule.loss0 = s.at("loss0");
+        schedule.delta0 = s.at("delta0");
+        schedule.delta_star = s.at("delta_star");
+        schedule.smoothed_loss = s.at("smoothed_loss");
+        schedule.switched_at = s.at("switched_at");
+        schedule.peak = s.at("peak");
+        schedule_.restore(schedule);
+        step_ = saved.at("updates");
+        if (saved.at("compute") != to_string(precision_.compute)) {
+            throw Error(checkpoint + ": was trained in " + saved.at("compute").get<std::string>() +
+                        ", this device would continue in " + to_string(precision_.compute) +
+                        "; set precision.compute");
+        }
+    } catch (const json::exception& e) {
+        throw Error(checkpoint + "/state.json: " + e.what());
+    }
+    saved_step_ = step_;
+}
+
+}  // namespace lmo

@@ -1,0 +1,83 @@
+#include "llmc/train/validation.h"
+
+#include <algorithm>
+
+#include "llmc/core/error.h"
+#include "llmc/data/order.h"
+
+namespace lmo {
+
+BatchTensors::BatchTensors(Arena& arena, int64_t batch, int64_t length)
+    : tokens(arena.take("batch", DType::i32, {batch, length})),
+      targets(arena.take("batch", DType::i32, {batch, length})),
+      loss(arena.take("batch", DType::f64, {1})) {}
+
+namespace {
+
+// Runs one batch that lies in host memory and returns the sum of its token losses.
+double batch_loss(Backend& backend, Llama& model, const ParameterBuffer& weights,
+                  const BatchTensors& tensors, const std::vector<int32_t>& inputs,
+                  const std::vector<int32_t>& targets, int64_t sequences, int64_t length) {
+    const Tensor tokens = tensors.tokens.slice(0, {sequences, length});
+    const Tensor labels = tensors.targets.slice(0, {sequences, length});
+    backend.copy_in(tokens, inputs.data());
+    backend.copy_in(labels, targets.data());
+    backend.zero(tensors.loss);
+    model.evaluate(weights, tokens, labels, 1.0, tensors.loss);
+    double loss = 0.0;
+    backend.copy_out(&loss, tensors.loss);
+    return loss;
+}
+
+}  // namespace
+
+ValidationResult validate(Backend& backend, Llama& model, const ParameterBuffer& weights,
+                          const BatchTensors& tensors, const Dataset& dataset, uint64_t seed,
+                          int64_t batch, int64_t batches) {
+    const int64_t length = dataset.sequence_length();
+    const int64_t total = std::min(batch * batches, dataset.sequences());
+    std::vector<int32_t> inputs(batch * length), targets(batch * length);
+    ValidationResult result{0.0, total * length};
+    for (int64_t first = 0; first < total; first += batch) {
+        const int64_t count = std::min(batch, total - first);
+        for (int64_t i = 0; i < count; ++i) {
+            const uint64_t sample = sample_at(first + i, dataset.sequences(), seed);
+            dataset.copy_sequence(sample, &inputs[i * length], &targets[i * length]);
+        }
+        result.loss += batch_loss(backend, model, weights, tensors, inputs, targets, count, length);
+    }
+    result.loss /= static_cast<double>(result.tokens);
+    return result;
+}
+
+ValidationResult evaluate_file(Backend& backend, Llama& model, const ParameterBuffer& weights,
+                               const BatchTensors& tensors, const TokenFile& file, int64_t batch,
+                               int64_t length, int64_t vocab_size) {
+    const int64_t predictions = file.size() - 1;
+    if (predictions < 1) {
+        throw Error(file.path() + ": holds one token; a loss needs two");
+    }
+    for (int64_t i = 0; i < file.size(); ++i) {
+        if (file.tokens()[i] >= vocab_size) {
+            throw Error(file.path() + ": token " + std::to_string(i) + " has id " +
+                        std::to_string(file.tokens()[i]) + ", the model's vocabulary has " +
+                        std::to_string(vocab_size));
+        }
+    }
+    std::vector<int32_t> inputs, targets;
+    ValidationResult result{0.0, predictions};
+    for (int64_t first = 0; first < predictions;) {
+        // Full windows, as many as fit in a batch; at the end one shorter window alone.
+        const int64_t left = predictions - first;
+        const int64_t window = std::min(length, left);
+        const int64_t count = window < length ? 1 : std::min(batch, left / length);
+        inputs.assign(file.tokens() + first, file.tokens() + first + count * window);
+        targets.assign(file.tokens() + first + 1, file.tokens() + first + 1 + count * window);
+        result.loss += batch_loss(backend, model, weights, tensors, inputs, targets, count, window);
+        first += count * window;
+    }
+    result.loss /= static_cast<double>(predictions);
+    return result;
+}
+
+}  // namespace lmo

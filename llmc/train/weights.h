@@ -1,0 +1,54 @@
+// The weights of a run on the device: exact masters, and the copies in compute type that the GEMMs
+// read (the masters themselves when the types are equal).
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <string>
+#include <vector>
+
+#include "llmc/core/parameter.h"
+#include "llmc/device/arena.h"
+#include "llmc/io/safetensors.h"
+#include "llmc/model/llama.h"
+
+namespace lmo {
+
+class Weights {
+  public:
+    // `trainable`: with masters; else only what a forward pass reads.
+    Weights(Backend& backend, Arena& arena, const ParameterList& parameters,
+            const ModelPrecision& precision, bool trainable);
+
+    const ParameterBuffer& master() const { return master_; }
+    const ParameterBuffer& copies() const { return copies_; }  // empty when master is compute
+    const ParameterBuffer& compute() const { return copies_.flat.empty() ? master_ : copies_; }
+
+    // Values for the whole buffer (random start), or tensor by tensor from wherever `read` gets
+    // them.
+    void set(const std::vector<double>& flat);
+    void set(const std::function<std::vector<double>(const Parameter&)>& read);
+
+    // What a checkpoint stores: the weights in compute type, and "NAME.master" where that is not
+    // exact.
+    std::vector<TensorSource> model_sources() const;
+    std::vector<TensorSource> master_sources() const;
+
+  private:
+    void upload(int64_t offset, const std::vector<double>& values);
+    void refresh_copies();
+
+    Backend& backend_;
+    const ParameterList& parameters_;
+    ParameterBuffer master_, copies_;
+};
+
+// Checkpoint entries of device tensors: fetched when they are written.
+TensorSource tensor_source(Backend& backend, const std::string& name, const Tensor& tensor);
+
+// Copies host values into a device tensor, converting to its type.
+void copy_in_converted(Backend& backend, const Tensor& to, const std::vector<double>& values);
+
+std::vector<int64_t> extents(const Shape& shape);
+
+}  // namespace lmo

@@ -1,0 +1,179 @@
+"""Six novels of Jane Austen (public domain) from Debian's package r-cran-janeaustenr.
+
+The package need not be installed, and neither root nor R is needed: apt-get downloads it and
+dpkg-deb unpacks it into a temporary folder. The texts are character vectors in R's lazy-load
+database: Rdata.rdx is an index (name -> offset and length), Rdata.rdb has the compressed objects,
+both in R's XDR serialisation (R Internals, section 1.8).
+"""
+import bz2
+import lzma
+import os
+import shutil
+import struct
+import subprocess
+import tempfile
+import zlib
+
+from . import DataError
+
+PACKAGE = "r-cran-janeaustenr"
+FOLDER = "usr/lib/R/site-library/janeaustenr/data"
+BOOKS = ["emma", "mansfieldpark", "northangerabbey", "persuasion", "prideprejudice",
+         "sensesensibility"]
+REMEDY = ("; install it (apt-get install r-cran-janeaustenr), or use another text: "
+          "prepare_data.py text FILE... --out DIR")
+
+
+def read_books():
+    """The novels as (name, UTF-8 bytes), from the installed package or from a download."""
+    for root in ("/", "/usr/local", os.environ.get("R_LIBS_USER", "")):
+        for folder in (os.path.join(root, FOLDER), os.path.join(root, "janeaustenr/data")):
+            if os.path.isfile(os.path.join(folder, "Rdata.rdx")):
+                return read_database(folder)
+    with tempfile.TemporaryDirectory(prefix="prepare_data_") as folder:
+        return read_database(os.path.join(download(folder), FOLDER))
+
+
+def download(folder):
+    """Downloads and unpacks the package; returns the folder that has its files."""
+    for tool in ("apt-get", "dpkg-deb"):
+        if shutil.which(tool) is None:
+            raise DataError(f"the Austen texts come from Debian's package {PACKAGE}, but {tool} is "
+                            "not on this machine; use another text: "
+                            "prepare_data.py text FILE... --out DIR")
+    print(f"fetching Debian's package {PACKAGE} (1.6 MB)", flush=True)
+    patience = ["-o", "Acquire::http::Timeout=20", "-o", "Acquire::Retries=1"]
+    result = run(["apt-get", *patience, "download", PACKAGE], folder)
+    if result.returncode != 0:  # perhaps the package lists are missing or old: fetch our own
+        lists, cache = os.path.join(folder, "lists"), os.path.join(folder, "cache")
+        os.makedirs(os.path.join(lists, "partial"))
+        os.makedirs(os.path.join(cache, "archives", "partial"))
+        own = [*patience, "-o", f"Dir::State::lists={lists}", "-o", f"Dir::Cache={cache}"]
+        run(["apt-get", *own, "update"], folder)
+        result = run(["apt-get", *own, "download", PACKAGE], folder)
+    packages = [name for name in os.listdir(folder) if name.endswith(".deb")]
+    if result.returncode != 0 or not packages:
+        raise DataError(f"cannot download Debian's package {PACKAGE}: {last_error(result)}{REMEDY}")
+    unpacked = os.path.join(folder, "unpacked")
+    result = run(["dpkg-deb", "-x", packages[0], unpacked], folder)
+    if result.returncode != 0:
+        raise DataError(f"cannot unpack {packages[0]}: {last_error(result)}")
+    return unpacked
+
+
+def run(command, folder):
+    environment = dict(os.environ, LC_ALL="C")
+    return subprocess.run(command, cwd=folder, env=environment, stdin=subprocess.DEVNULL,
+                          stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+                          errors="replace")
+
+
+def last_error(result):
+    lines = [line.strip() for line in result.stdout.splitlines() if line.strip()]
+    errors = [line for line in lines if line.startswith("E:")]
+    return (errors or lines or [f"exit status {result.returncode}"])[-1]
+
+
+def read_database(folder):
+    try:
+        with open(os.path.join(folder, "Rdata.rdx"), "rb") as file:
+            index = RReader(zlib.decompress(file.read(), zlib.MAX_WBITS | 32)).read()
+        with open(os.path.join(folder, "Rdata.rdb"), "rb") as file:
+            database = file.read()
+        books = []
+        for name in BOOKS:
+            offset, length = index["variables"][name]
+            chunk = database[offset:offset + length]
+            lines = RReader(decompress(chunk, index["compressed"][0])).read()
+            books.append((name, b"\n".join(lines) + b"\n"))
+        return books
+    except (OSError, ValueError, KeyError, IndexError, TypeError, struct.error, zlib.error,
+            EOFError, lzma.LZMAError) as error:
+        raise DataError(f"{folder}: cannot read the texts in {PACKAGE}'s database "
+                        f"({type(error).__name__}: {error}){REMEDY}") from error
+
+
+def decompress(chunk, kind):
+    """kind 1: zlib; 2 and 3: a letter says which of bzip2, xz, zlib, or nothing."""
+    length = struct.unpack(">I", chunk[:4])[0]
+    letter, body = (b"1", chunk[4:]) if kind == 1 else (chunk[4:5], chunk[5:])
+    if letter == b"1":
+        data = zlib.decompress(body)
+    elif letter == b"2":
+        data = bz2.decompress(body)
+    elif letter == b"Z":
+        filters = [{"id": lzma.FILTER_LZMA2, "preset": 9 | lzma.PRESET_EXTREME}]
+        data = lzma.decompress(body, lzma.FORMAT_RAW, filters=filters)
+    elif letter == b"0":
+        data = body
+    else:
+        raise ValueError(f"unknown compression {letter!r}")
+    if len(data) != length:
+        raise ValueError(f"{len(data)} bytes after decompression, expected {length}")
+    return data
+
+
+class RReader:
+    """Reads one serialised R object made of lists, vectors, strings and attributes. A named list
+    becomes a dict, a character vector a list of UTF-8 bytes."""
+
+    SYMBOL, PAIRS, CHARS, LOGICAL, INTEGER, STRINGS, LIST = 1, 2, 9, 10, 13, 16, 19
+    NULL, REFERENCE = 254, 255
+    LATIN1 = 1 << 2  # among a string's general-purpose bits
+
+    def __init__(self, data):
+        self.data, self.at, self.symbols = data, 2, []
+        if data[:2] != b"X\n":
+            raise ValueError("not R's XDR format")
+        version = self.integer()
+        self.at += 8  # versions of R that wrote it and that can read it
+        if version == 3:
+            self.take(self.integer())  # native encoding
+        elif version != 2:
+            raise ValueError(f"serialisation version {version}, expected 2 or 3")
+
+    def take(self, count):
+        if count < 0 or self.at + count > len(self.data):
+            raise ValueError("truncated R object")
+        self.at += count
+        return self.data[self.at - count:self.at]
+
+    def integer(self):
+        return struct.unpack(">i", self.take(4))[0]
+
+    def read(self):
+        flags = self.integer()
+        kind, has_attributes, has_tag = flags & 0xFF, flags & 0x200, flags & 0x400
+        if kind == self.NULL:
+            return None
+        if kind == self.REFERENCE:
+            return self.symbols[(flags >> 8) - 1]
+        if kind == self.SYMBOL:
+            self.symbols.append(self.read())
+            return self.symbols[-1]
+        if kind == self.CHARS:
+            length = self.integer()
+            text = b"" if length == -1 else self.take(length)  # -1: NA
+            latin1 = flags >> 12 & self.LATIN1
+            return text.decode("latin-1").encode() if latin1 else text
+        if kind == self.PAIRS:
+            return self.read_pairs(has_attributes, has_tag)
+        if kind in (self.LOGICAL, self.INTEGER):
+            count = self.integer()
+            value = list(struct.unpack(f">{count}i", self.take(4 * count)))
+        elif kind in (self.STRINGS, self.LIST):
+            value = [self.read() for _ in range(self.integer())]
+        else:
+            raise ValueError(f"R object of type {kind}, expected text or a list")
+        attributes = self.read() if has_attributes else None
+        if kind == self.LIST and attributes and b"names" in attributes:
+            return dict(zip((name.decode() for name in attributes[b"names"]), value))
+        return value
+
+    def read_pairs(self, has_attributes, has_tag):
+        if has_attributes:
+            self.read()
+        tag = self.read() if has_tag else None
+        pairs = {tag: self.read()}
+        rest = self.read()
+        return {**pairs, **rest} if rest else pairs

@@ -1,0 +1,82 @@
+#!/usr/bin/env bash
+# Installs what this project needs and the machine lacks, from the system's packages (Debian 12;
+# written for Ubuntu 24.04 too, untested there). Names everything before installing it, uses sudo only
+# when not root, and does nothing when nothing is missing.
+#
+#   scripts/setup.sh [build] [train] [test]      default: all three
+set -euo pipefail
+
+parts=("$@")
+[ ${#parts[@]} -gt 0 ] || parts=(build train test)
+cxx=${CXX:-g++}
+
+has_header() { printf '#include <%s>\n' "$1" | "$cxx" -E -x c++ - >/dev/null 2>&1; }
+has_openblas() { compgen -G '/usr/lib/*/openblas-openmp/libopenblas.so' >/dev/null; }
+has_matplotlib() {
+    for python in python3 /usr/bin/python3; do
+        "$python" -c 'import matplotlib' 2>/dev/null && return 0
+    done
+    return 1
+}
+
+missing=()
+need() {  # need PACKAGE TEST...
+    local package=$1
+    shift
+    "$@" 2>/dev/null || missing+=("$package")
+}
+
+for part in "${parts[@]}"; do
+    case $part in
+        build)
+            need g++ command -v "$cxx" >/dev/null
+            need nlohmann-json3-dev has_header nlohmann/json.hpp
+            need libcli11-dev has_header CLI/CLI.hpp
+            need libxxhash-dev has_header xxhash.h
+            need libopenblas-openmp-dev has_openblas
+            need libdnnl-dev has_header oneapi/dnnl/dnnl.h
+            ;;
+        train)
+            need python3 command -v python3 >/dev/null
+            need python3-matplotlib has_matplotlib
+            ;;
+        test)
+            need libgtest-dev has_header gtest/gtest.h
+            need qemu-user command -v qemu-x86_64 >/dev/null
+            ;;
+        *)
+            echo "setup.sh: unknown part '$part' (expected build, train, test)" >&2
+            exit 2
+            ;;
+    esac
+done
+
+[ ${#missing[@]} -gt 0 ] || exit 0
+echo "missing packages: ${missing[*]}"
+if ! command -v apt-get >/dev/null; then
+    echo "setup.sh: no apt-get here; install the equivalents of the packages above, then try again" >&2
+    exit 1
+fi
+as_root=()
+if [ "$(id -u)" -ne 0 ]; then
+    if ! command -v sudo >/dev/null; then
+        echo "setup.sh: not root and no sudo; ask an administrator for: apt-get install ${missing[*]}" >&2
+        exit 1
+    fi
+    as_root=(sudo)
+fi
+log=$(mktemp)
+trap 'rm -f "$log"' EXIT
+run() {
+    if ! "${as_root[@]}" env DEBIAN_FRONTEND=noninteractive "$@" >"$log" 2>&1; then
+        tail -n 20 "$log" >&2
+        return 1
+    fi
+}
+echo "installing them with apt-get${as_root:+ (sudo)} ..."
+run apt-get update || echo "setup.sh: apt-get update failed; trying with the lists at hand" >&2
+if ! run apt-get install -y --no-install-recommends "${missing[@]}"; then
+    echo "setup.sh: apt-get could not install: ${missing[*]}" >&2
+    exit 1
+fi
+echo "installed: ${missing[*]}"

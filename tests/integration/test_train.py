@@ -1,0 +1,114 @@
+"""A run from configuration to checkpoint, and what other programs read of it."""
+import json
+import math
+import struct
+
+from cli import CliTest
+
+
+def read_events(path):
+    """TFRecord framing only: the records' bytes."""
+    content, records, at = path.read_bytes(), [], 0
+    while at < len(content):
+        length, = struct.unpack_from('<Q', content, at)
+        records.append(content[at + 12:at + 12 + length])
+        at += 16 + length
+    return records
+
+
+class TrainTest(CliTest):
+    def test_learns_and_leaves_the_contract_behind(self):
+        self.config({'run': {'steps': 120}, 'optimizer': {'preset': 'muon', 'lr': 0.02},
+                     'schedule': {'warmup': {'type': 'adaptive', 'target_loss': 1.5},
+                                  'decay': {'type': 'cosine'}},
+                     'eval': {'every': 50, 'batches': 4}, 'checkpoint': {'every': 40, 'keep': 2}})
+        self.train()
+        lines = self.metrics()
+        self.assertEqual([line['type'] for line in lines].count('schedule'), 1)
+        self.assertEqual(lines[-1]['type'], 'summary')
+        for key in ('kappa', 'delta0', 'delta_star', 'K0', 'K1', 'K2'):
+            self.assertIn(key, lines[0])
+        train = self.metrics(kind='train')
+        self.assertEqual([line['step'] for line in train], list(range(120)))
+        self.assertEqual(set(train[0]), {'type', 'step', 'tokens', 'loss', 'lr', 'delta', 'phase',
+                                         'grad_norm', 'tokens_per_s', 'mfu', 'step_ms'})
+        self.assertAlmostEqual(train[0]['loss'], math.log(64), delta=0.2)
+        self.assertAlmostEqual(train[0]['lr'], 0.02 / 100)
+        self.assertLess(train[-1]['loss'], 0.6 * train[0]['loss'])
+        self.assertEqual([line['step'] for line in self.metrics(kind='val')], [50, 100, 120])
+        checkpoints = sorted(p.name for p in (self.folder / 'run' / 'checkpoints').iterdir())
+        self.assertEqual(checkpoints, ['step_00000080', 'step_00000120'])
+        config = json.loads((self.folder / 'run' / 'run_config.json').read_text())
+        self.assertEqual(config['run']['steps'], 120)
+        events = list((self.folder / 'run').glob('events.out.tfevents.*'))
+        self.assertEqual(len(events), 1)
+        self.assertTrue(any(b'train/loss' in record for record in read_events(events[0])))
+        # `eval` agrees with the run: the same tokens give the same loss.
+        result = self.run_cli('eval', '--checkpoint', self.checkpoint(120), '--data', 'data/val.bin',
+                              '--json')
+        self.assertEqual(result.status, 0, result.err)
+        values = json.loads(result.out)
+        self.assertAlmostEqual(values['perplexity'], math.exp(values['loss']), places=6)
+        self.assertEqual(values['tokens'], 799)
+        self.assertAlmostEqual(values['loss'], lines[-1]['val_loss'], delta=0.15)
+
+    def test_same_bits_again(self):
+        self.config()
+        for run in ('one', 'two'):
+            self.train('--set', f'run.dir={run}')
+        self.assertEqual((self.checkpoint(8, 'one') / 'model.safetensors').read_bytes(),
+                         (self.checkpoint(8, 'two') / 'model.safetensors').read_bytes())
+
+    def test_a_users_own_preset(self):
+        """A new mixture of stages is one JSON file."""
+        (self.folder / 'mine.json').write_text(json.dumps({'groups': [
+            {'match': {'name': '*.mlp.*'}, 'momentum': {'type': 'ema', 'beta': 0.9},
+             'norm': {'type': 'spectral', 'coefficients': 'polar-express', 'steps': 4},
+             'radius': 'sqrt(max(1,m/n))', 'decay': 'decoupled'},
+            {'match': {'role': 'matrix'}, 'momentum': {'type': 'lion', 'beta1': 0.9, 'beta2': 0.99},
+             'norm': {'type': 'sign'}, 'radius': 0.05},
+            {'match': {'role': 'any'}, 'momentum': {'type': 'heavy_ball', 'beta': 0.9},
+             'norm': {'type': 'frobenius'}, 'lr_scale': 0.5}]}))
+        self.config({'run': {'steps': 60}, 'optimizer': {'preset': 'mine.json', 'lr': 0.02}})
+        self.train()
+        train = self.metrics(kind='train')
+        self.assertLess(train[-1]['loss'], train[0]['loss'] - 0.5)
+
+    def test_start_from_a_checkpoint(self):
+        self.config({'run': {'steps': 60}})
+        self.train()
+        trained = self.metrics(kind='train')[-1]['loss']
+        self.config({'run': {'dir': 'second', 'steps': 2}, 'init': {'from': str(self.checkpoint(60))}})
+        self.train()
+        first = self.metrics('second', 'train')[0]['loss']
+        self.assertLess(first, trained + 0.3)
+
+    def test_schedule_command(self):
+        """Worked example of the paper's code at LLaMA-124M, and the rates of given losses."""
+        self.config({'model': {'n_layer': 12, 'n_head': 12, 'n_kv_head': 12, 'd_model': 768, 'd_ff': 2048,
+                               'vocab_size': 50304, 'seq_len': 512},
+                     'optimizer': {'preset': 'muon', 'lr': 1e-3}, 'run': {'steps': 1000},
+                     'schedule': {'warmup': {'type': 'adaptive', 'target_loss': 3.2}}})
+        (self.folder / 'losses').write_text('11.2 10.95\n10,9\n8 7 6.5 6')
+        result = self.run_cli('schedule', '--config', 'config.json', '--loss0', '10.95', '--losses',
+                              'losses', '--json')
+        self.assertEqual(result.status, 0, result.err)
+        values = json.loads(result.out)
+        self.assertEqual(values['kappa'], 46848)
+        self.assertAlmostEqual(values['delta_star'], 2.48856, places=5)
+        self.assertAlmostEqual(values['K1'], -136944.63, delta=0.01)
+        expected = [9.41293e-6, 1e-5, 1.30269e-5, 1.87265e-5, 3.13974e-5, 7.38324e-5, 1.53138e-4,
+                    5.10173e-4]
+        for rate, value in zip(values['lr'], expected):
+            self.assertAlmostEqual(rate / value, 1, places=5)
+        text = self.run_cli('schedule', '--config', 'config.json')
+        self.assertIn('delta_star', text.out)
+
+    def test_generate(self):
+        self.config({'model': {'vocab_size': 256}, 'data': {'tokenizer': 'bytes'}})
+        self.train()
+        texts = [self.run_cli('generate', '--checkpoint', self.checkpoint(8), '--prompt', 'Hi',
+                              '--tokens', 20, '--seed', seed).out for seed in (1, 1, 2)]
+        self.assertTrue(texts[0].startswith('Hi'))
+        self.assertEqual(texts[0], texts[1])
+        self.assertNotEqual(texts[0], texts[2])

@@ -1,0 +1,101 @@
+// Test support: the parameters of dev/reference/optimizers.py, and an optimizer with its buffers.
+#pragma once
+
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "llmc/core/error.h"
+#include "llmc/norm/newton_schulz.h"
+#include "llmc/optim/optimizer.h"
+
+namespace lmo {
+
+// Square, tall, wide, vector, table; q, k, v fused. The list that the golden data is made for.
+inline ParameterList reference_parameters() {
+    const std::string layer = "model.layers.0.", qkv = layer + "self_attn.qkv";
+    ParameterList list;
+    list.add({"model.embed_tokens.weight", {10, 4}, Role::embedding, "", 0.02});
+    list.add({layer + "input_layernorm.weight", {8}, Role::gain, "", 0.0});
+    list.add({layer + "self_attn.q_proj.weight", {6, 6}, Role::matrix, qkv, 0.02});
+    list.add({layer + "self_attn.k_proj.weight", {2, 6}, Role::matrix, qkv, 0.02});
+    list.add({layer + "self_attn.v_proj.weight", {2, 6}, Role::matrix, qkv, 0.02});
+    list.add({layer + "self_attn.o_proj.weight", {8, 8}, Role::matrix, "", 0.02});
+    list.add({layer + "mlp.gate_proj.weight", {6, 4}, Role::matrix, "", 0.02});
+    list.add({layer + "mlp.up_proj.weight", {6, 4}, Role::matrix, "", 0.02});
+    list.add({layer + "mlp.down_proj.weight", {4, 10}, Role::matrix, "", 0.02});
+    list.add({"lm_head.weight", {10, 4}, Role::head, "", 0.02});
+    return list;
+}
+
+inline GroupMatch role_is(Role role) { return {role, ""}; }
+
+// Muon in short: spectral matrices, Adam for the rest.
+inline OptimizerConfig muon_like() {
+    GroupConfig matrices, rest;
+    matrices.match = role_is(Role::matrix);
+    matrices.momentum = {MomentumType::nesterov, 0.95};
+    matrices.norm = {NormType::spectral, newton_schulz_set("jordan", 5)};
+    rest.momentum = {MomentumType::adam, 0.0, 0.9, 0.95};
+    OptimizerConfig config;
+    config.groups = {matrices, rest};
+    return config;
+}
+
+// Weights, gradients and (if asked for) bf16 copies of one optimizer on the CPU backend.
+class OptimizerRun {
+  public:
+    OptimizerRun(const OptimizerConfig& config, DType master, bool with_copies = false)
+        : list(reference_parameters()), backend(make_cpu_backend(1)), arena(*backend) {
+        weights = {&list, arena.take("weights", master, {list.buffer_length()})};
+        gradients = {&list, arena.take("gradients", master, {list.buffer_length()})};
+        copies.list = &list;
+        if (with_copies) copies.flat = arena.take("weights", DType::bf16, {list.buffer_length()});
+        optimizer = std::make_unique<Optimizer>(*backend, arena, config, list, master);
+        optimizer->initialise();
+        backend->zero(weights.flat);
+        backend->zero(gradients.flat);
+    }
+
+    // Host values into and out of a tensor of the master type.
+    void set(const Tensor& tensor, const std::vector<double>& values) {
+        const std::vector<float> narrow(values.begin(), values.end());
+        if (tensor.dtype == DType::f64) {
+            backend->copy_in(tensor, values.data());
+        } else {
+            backend->copy_in(tensor, narrow.data());
+        }
+    }
+    std::vector<double> get(const Tensor& tensor) {
+        std::vector<double> wide(tensor.count());
+        if (tensor.dtype == DType::f64) {
+            backend->copy_out(wide.data(), tensor);
+            return wide;
+        }
+        std::vector<float> narrow(tensor.count());
+        backend->copy_out(narrow.data(), tensor);
+        return {narrow.begin(), narrow.end()};
+    }
+
+    double step(double rate, int64_t updates_done) {
+        const double norm = optimizer->gradient_norm(gradients);
+        optimizer->set_scalars(rate, updates_done);
+        optimizer->step(weights, copies, gradients);
+        return norm;
+    }
+
+    const Tensor& state(const std::string& name) const {
+        for (const StateTensor& s : optimizer->states()) {
+            if (s.name == name) return s.tensor;
+        }
+        throw Error("no optimizer state " + name);
+    }
+
+    ParameterList list;
+    std::unique_ptr<Backend> backend;
+    Arena arena;
+    ParameterBuffer weights, gradients, copies;
+    std::unique_ptr<Optimizer> optimizer;
+};
+
+}  // namespace lmo

@@ -1,0 +1,224 @@
+// Attention forward and backward against the textbook loops over T x T scores, at every corner.
+#include "tests/unit/backend_test.h"
+
+namespace lmo {
+namespace {
+
+struct Case {
+    int64_t batch, positions;
+    int heads, kv_heads;
+    int64_t size;  // of a head
+
+    int64_t stride() const { return (heads + 2 * kv_heads) * size; }
+    int64_t tokens() const { return batch * positions; }
+};
+
+struct Result {
+    Values out, lse, dqkv;
+};
+
+// The plain algorithm with arithmetic in T; dqkv is computed from the exact P, not from lse.
+template <typename T>
+Result reference(const Case& c, const Values& qkv, const Values& dout) {
+    const int64_t D = c.size, H = c.heads, K = c.kv_heads, W = c.stride();
+    Result r{Values(c.tokens() * H * D), Values(c.batch * H * c.positions), Values(qkv.size())};
+    const T scale = static_cast<T>(1 / std::sqrt(static_cast<double>(D)));
+    std::vector<T> dqkv(qkv.size(), T(0)), p(c.positions), dp(c.positions);
+    for (int64_t b = 0; b < c.batch; ++b) {
+        for (int64_t h = 0; h < H; ++h) {
+            const int64_t kv = h / (H / K);
+            const auto at = [&](int64_t t, int64_t slot) { return (b * c.positions + t) * W + slot * D; };
+            for (int64_t t = 0; t < c.positions; ++t) {
+                T top = -std::numeric_limits<T>::infinity(), total = 0;
+                for (int64_t s = 0; s <= t; ++s) {
+                    T dot = 0;
+                    for (int64_t d = 0; d < D; ++d) {
+                        dot += static_cast<T>(qkv[at(t, h) + d]) * static_cast<T>(qkv[at(s, H + kv) + d]);
+                    }
+                    p[s] = dot * scale;
+                    top = std::max(top, p[s]);
+                }
+                for (int64_t s = 0; s <= t; ++s) total += p[s] = std::exp(p[s] - top);
+                r.lse[(b * H + h) * c.positions + t] = top + std::log(total);
+                const int64_t row = (b * c.positions + t) * H * D + h * D;
+                T delta = 0;
+                for (int64_t s = 0; s <= t; ++s) p[s] /= total;
+                for (int64_t d = 0; d < D; ++d) {
+                    T sum = 0;
+                    for (int64_t s = 0; s <= t; ++s) {
+                        sum += p[s] * static_cast<T>(qkv[at(s, H + K + kv) + d]);
+                    }
+                    r.out[row + d] = sum;
+                }
+                for (int64_t s = 0; s <= t; ++s) {
+                    dp[s] = 0;
+                    for (int64_t d = 0; d < D; ++d) {
+                        const T g = static_cast<T>(dout[row + d]);
+                        dp[s] += g * static_cast<T>(qkv[at(s, H + K + kv) + d]);
+                        dqkv[at(s, H + K + kv) + d] += p[s] * g;
+                    }
+                    delta += p[s] * dp[s];
+                }
+                for (int64_t s = 0; s <= t; ++s) {
+                    const T ds = p[s] * (dp[s] - delta) * scale;
+                    for (int64_t d = 0; d < D; ++d) {
+                        dqkv[at(t, h) + d] += ds * static_cast<T>(qkv[at(s, H + kv) + d]);
+                        dqkv[at(s, H + kv) + d] += ds * static_cast<T>(qkv[at(t, h) + d]);
+                    }
+                }
+            }
+        }
+    }
+    r.dqkv.assign(dqkv.begin(), dqkv.end());
+    return r;
+}
+
+class AttentionTest : public BackendTest {
+  protected:
+    Result run(const Case& c, DType type, const Values& qkv, const Values& dout) {
+        const int64_t width = c.heads * c.size;
+        AttentionForward forward;
+        forward.qkv = put(type, {c.batch, c.positions, c.stride()}, qkv);
+        forward.out = blank(type, {c.batch, c.positions, width});
+        forward.lse = blank(master_of(type), {c.batch, c.heads, c.positions});
+        forward.heads = c.heads;
+        forward.kv_heads = c.kv_heads;
+        give_workspace(forward);
+        backend_->attention_forward(forward);
+
+        AttentionBackward backward;
+        backward.qkv = forward.qkv;
+        backward.out = forward.out;
+        backward.lse = forward.lse;
+        backward.dout = put(type, {c.batch, c.positions, width}, dout);
+        backward.dqkv = blank(type, {c.batch, c.positions, c.stride()});
+        backward.heads = c.heads;
+        backward.kv_heads = c.kv_heads;
+        give_workspace(backward);
+        backend_->attention_backward(backward);
+        return {get(forward.out), get(forward.lse), get(backward.dqkv)};
+    }
+
+    void check(const Case& c, double scale = 1.0) {
+        for (const DType type : {DType::f64, DType::f32, DType::bf16}) {
+            SCOPED_TRACE(to_string(type) + " T " + std::to_string(c.positions) + " D " +
+                         std::to_string(c.size));
+            const Values qkv = round_to(type, random_values(c.tokens() * c.stride(), 1, scale));
+            const Values dout = round_to(type, random_values(c.tokens() * c.heads * c.size, 2));
+            const Result actual = run(c, type, qkv, dout);
+            const Result exact = reference<double>(c, qkv, dout);
+            const Result plain = reference<float>(c, qkv, dout);
+            expect_accurate(type, actual.out, exact.out, plain.out);
+            expect_accurate(master_of(type), actual.lse, exact.lse, plain.lse);
+            if (type == DType::bf16) {
+                check_bf16_gradient(actual, exact, plain);
+            } else {
+                expect_accurate(type, actual.dqkv, exact.dqkv, plain.dqkv);
+            }
+        }
+    }
+
+    // In bf16 the backward pass reads `out` rounded to bf16, whose error enters every dS: a few
+    // roundings of the largest gradient instead of one.
+    void check_bf16_gradient(const Result& actual, const Result& exact, const Result& plain) {
+        const double allowed = 2 * largest_difference(round_to(DType::bf16, plain.dqkv), exact.dqkv);
+        EXPECT_LE(largest_difference(actual.dqkv, exact.dqkv),
+                  allowed + 4 * half_ulp(DType::bf16) * largest(exact.dqkv));
+    }
+};
+
+TEST_P(AttentionTest, OnePosition) { check({2, 1, 2, 2, 8}); }
+TEST_P(AttentionTest, OneHead) { check({1, 33, 1, 1, 16}); }
+TEST_P(AttentionTest, ExactlyOneTile) { check({1, 64, 2, 2, 16}); }
+TEST_P(AttentionTest, TilesAndARemainder) { check({2, 150, 2, 2, 32}); }
+TEST_P(AttentionTest, GroupedHeads) { check({2, 70, 6, 2, 8}); }
+TEST_P(AttentionTest, OneKeyValueHead) { check({1, 65, 4, 1, 8}); }
+TEST_P(AttentionTest, OddHeadSize) { check({1, 20, 3, 3, 5}); }
+TEST_P(AttentionTest, HeadSizeOne) { check({1, 5, 2, 1, 1}); }
+TEST_P(AttentionTest, PeakedScores) { check({1, 70, 2, 2, 16}, 4.0); }
+
+TEST_P(AttentionTest, HugeScoresStayFinite) {
+    const Case c{1, 70, 1, 1, 4};
+    for (const DType type : {DType::f32, DType::bf16}) {
+        const Values qkv = random_values(c.tokens() * c.stride(), 1, 1e15);  // scores of 1e30
+        const Result r = run(c, type, qkv, random_values(c.tokens() * 4, 2));
+        for (const double x : r.out) ASSERT_TRUE(std::isfinite(x));
+        for (const double x : r.lse) ASSERT_TRUE(std::isfinite(x));
+        for (const double x : r.dqkv) ASSERT_TRUE(std::isfinite(x));
+    }
+}
+
+TEST_P(AttentionTest, ZerosGiveMeans) {
+    const Case c{1, 3, 1, 1, 2};
+    Values qkv(18, 0.0);
+    for (int t = 0; t < 3; ++t) qkv[6 * t + 4] = qkv[6 * t + 5] = t + 1;  // v only
+    const Result r = run(c, DType::f32, qkv, Values(6, 0.0));
+    EXPECT_NEAR(r.out[0], 1, 1e-6);
+    EXPECT_NEAR(r.out[2], 1.5, 1e-6);
+    EXPECT_NEAR(r.out[4], 2, 1e-6);
+    EXPECT_NEAR(r.lse[2], std::log(3.0), 1e-6);
+    for (const double x : r.dqkv) EXPECT_EQ(x, 0);
+}
+
+TEST_P(AttentionTest, TheFutureHasNoInfluence) {
+    const Case c{1, 90, 2, 1, 8};
+    Values qkv = random_values(c.tokens() * c.stride(), 1);
+    const Values dout = random_values(c.tokens() * 16, 2);
+    const Result before = run(c, DType::f64, qkv, dout);
+    for (int64_t i = 50 * c.stride(); i < c.tokens() * c.stride(); ++i) qkv[i] += 1;
+    const Result after = run(c, DType::f64, qkv, dout);
+    for (int64_t i = 0; i < 50 * 16; ++i) EXPECT_NEAR(before.out[i], after.out[i], 1e-14);
+    EXPECT_NE(before.out[50 * 16], after.out[50 * 16]);
+}
+
+TEST_P(AttentionTest, NanPropagates) {
+    const Case c{1, 4, 1, 1, 2};
+    Values qkv = random_values(24, 1);
+    qkv[6] = NAN;  // query of position 1
+    const Result r = run(c, DType::f32, qkv, random_values(8, 2));
+    EXPECT_TRUE(std::isfinite(r.out[0]));
+    EXPECT_TRUE(std::isnan(r.out[2]));
+    EXPECT_TRUE(std::isnan(r.lse[1]));
+    EXPECT_TRUE(std::isfinite(r.out[4]));
+}
+
+TEST_P(AttentionTest, FiniteDifferences) {
+    const Case c{1, 5, 4, 2, 3};
+    Values qkv = random_values(c.tokens() * c.stride(), 1);
+    const Values dout = random_values(c.tokens() * 12, 2);
+    const Values gradient = run(c, DType::f64, qkv, dout).dqkv;
+    const auto loss = [&] {
+        const Values out = run(c, DType::f64, qkv, dout).out;
+        double sum = 0;
+        for (size_t i = 0; i < out.size(); ++i) sum += out[i] * dout[i];
+        return sum;
+    };
+    for (size_t i = 0; i < qkv.size(); i += 3) {
+        const double h = 1e-5, old = qkv[i];
+        qkv[i] = old + h;
+        const double up = loss();
+        qkv[i] = old - h;
+        const double down = loss();
+        qkv[i] = old;
+        EXPECT_NEAR(gradient[i], (up - down) / (2 * h), 1e-8);
+    }
+}
+
+TEST_P(AttentionTest, EqualBitsEachTimeAndCloseForOneThread) {
+    const Case c{2, 130, 4, 2, 16};
+    const Values qkv = random_values(c.tokens() * c.stride(), 1);
+    const Values dout = random_values(c.tokens() * 64, 2);
+    const Result first = run(c, DType::f32, qkv, dout), again = run(c, DType::f32, qkv, dout);
+    EXPECT_EQ(first.out, again.out);
+    EXPECT_EQ(first.lse, again.lse);
+    EXPECT_EQ(first.dqkv, again.dqkv);
+    use_threads(1);
+    const Result single = run(c, DType::f32, qkv, dout);
+    EXPECT_LE(largest_difference(first.out, single.out), 1e-6 * largest(first.out));
+    EXPECT_LE(largest_difference(first.dqkv, single.dqkv), 1e-5 * largest(first.dqkv));
+}
+
+LMO_ON_ALL_BACKENDS(AttentionTest);
+
+}  // namespace
+}  // namespace lmo

@@ -1,0 +1,162 @@
+// Matrix products: every transpose, type, batch and corner shape against a plain triple loop.
+#include "tests/unit/backend_test.h"
+
+namespace lmo {
+namespace {
+
+struct Case {
+    int64_t batch, m, n, k;
+    bool transpose_a, transpose_b;
+    double alpha, beta;
+};
+
+template <typename T>
+Values reference(const Case& p, const Values& a, const Values& b, const Values& c) {
+    Values out(c.size());
+    for (int64_t s = 0; s < p.batch; ++s) {
+        for (int64_t i = 0; i < p.m; ++i) {
+            for (int64_t j = 0; j < p.n; ++j) {
+                T sum = 0;
+                for (int64_t l = 0; l < p.k; ++l) {
+                    const int64_t at = p.transpose_a ? l * p.m + i : i * p.k + l;
+                    const int64_t bt = p.transpose_b ? j * p.k + l : l * p.n + j;
+                    sum += static_cast<T>(a[s * p.m * p.k + at]) *
+                           static_cast<T>(b[s * p.k * p.n + bt]);
+                }
+                const int64_t at = (s * p.m + i) * p.n + j;
+                const T old = p.beta == 0 ? T(0) : static_cast<T>(p.beta) * static_cast<T>(c[at]);
+                out[at] = static_cast<T>(p.alpha) * sum + old;
+            }
+        }
+    }
+    return out;
+}
+
+Shape shape_of(int64_t batch, int64_t rows, int64_t columns) {
+    return batch > 0 ? Shape{batch, rows, columns} : Shape{rows, columns};
+}
+
+class GemmTest : public BackendTest {
+  protected:
+    // batch 0: rank 2.
+    void check(Case p, DType compute, DType c_type) {
+        const int64_t batch = std::max<int64_t>(p.batch, 1);
+        const Values a = round_to(compute, random_values(batch * p.m * p.k, 1));
+        const Values b = round_to(compute, random_values(batch * p.k * p.n, 2));
+        const Values c = round_to(c_type, p.beta == 0 ? Values(batch * p.m * p.n, NAN)
+                                                      : random_values(batch * p.m * p.n, 3));
+        Gemm op;
+        op.a = put(compute, p.transpose_a ? shape_of(p.batch, p.k, p.m) : shape_of(p.batch, p.m, p.k), a);
+        op.b = put(compute, p.transpose_b ? shape_of(p.batch, p.n, p.k) : shape_of(p.batch, p.k, p.n), b);
+        op.c = put(c_type, shape_of(p.batch, p.m, p.n), c);
+        op.transpose_a = p.transpose_a;
+        op.transpose_b = p.transpose_b;
+        op.alpha = p.alpha;
+        op.beta = p.beta;
+        give_workspace(op);
+        backend_->gemm(op);
+        p.batch = batch;
+        expect_accurate(c_type, get(op.c), reference<double>(p, a, b, c),
+                        reference<float>(p, a, b, c));
+    }
+};
+
+const std::vector<std::pair<DType, DType>> types = {{DType::f64, DType::f64},
+                                                    {DType::f32, DType::f32},
+                                                    {DType::bf16, DType::f32},
+                                                    {DType::bf16, DType::bf16}};
+
+TEST_P(GemmTest, AllTransposesTypesAndScales) {
+    for (const auto& [compute, c_type] : types) {
+        for (const bool ta : {false, true}) {
+            for (const bool tb : {false, true}) {
+                for (const auto& [alpha, beta] :
+                     {std::pair{1.0, 0.0}, std::pair{1.0, 1.0}, std::pair{-0.5, 0.25}}) {
+                    check({0, 37, 53, 65, ta, tb, alpha, beta}, compute, c_type);
+                }
+            }
+        }
+    }
+}
+
+TEST_P(GemmTest, CornerShapes) {
+    for (const auto& [compute, c_type] : types) {
+        check({0, 1, 1, 1, false, false, 1, 0}, compute, c_type);
+        check({0, 1, 131, 7, false, true, 1, 0}, compute, c_type);
+        check({0, 131, 1, 7, true, false, 1, 1}, compute, c_type);
+        check({0, 5, 300, 1, false, false, 1, 0}, compute, c_type);
+        check({0, 150, 130, 260, true, true, 1, 0}, compute, c_type);
+    }
+}
+
+TEST_P(GemmTest, BatchesOfRankThree) {
+    for (const auto& [compute, c_type] : types) {
+        check({1, 9, 8, 7, false, true, 1, 0}, compute, c_type);
+        check({3, 20, 17, 33, false, true, 1, 0}, compute, c_type);
+        check({4, 20, 17, 33, true, false, 1, 1}, compute, c_type);
+    }
+}
+
+TEST_P(GemmTest, NanAndInfinityPropagate) {
+    Gemm op;
+    op.a = put(DType::f32, {2, 2}, {1, NAN, 1, INFINITY});
+    op.b = put(DType::f32, {2, 1}, {1, 1});
+    op.c = blank(DType::f32, {2, 1});
+    give_workspace(op);
+    backend_->gemm(op);
+    const Values c = get(op.c);
+    EXPECT_TRUE(std::isnan(c[0]));
+    EXPECT_EQ(c[1], INFINITY);
+}
+
+TEST_P(GemmTest, EqualBitsEachTime) {
+    Values first;
+    for (int run = 0; run < 3; ++run) {
+        Gemm op;
+        op.a = put(DType::f32, {130, 200}, random_values(130 * 200, 1));
+        op.b = put(DType::f32, {200, 70}, random_values(200 * 70, 2));
+        op.c = blank(DType::f32, {130, 70});
+        give_workspace(op);
+        backend_->gemm(op);
+        if (run == 0) first = get(op.c);
+        EXPECT_EQ(get(op.c), first);
+    }
+}
+
+TEST_P(GemmTest, SymmetricProduct) {
+    for (const auto& [compute, c_type] : types) {
+        for (const auto& [batch, m, k] :
+             {std::tuple{0, 1, 1}, std::tuple{0, 70, 33}, std::tuple{0, 129, 300}, std::tuple{3, 17, 65}}) {
+            for (const double beta : {0.0, -0.75}) {
+                const int64_t count = std::max(batch, 1);
+                const Values a = round_to(compute, random_values(count * m * k, 1));
+                Values s = round_to(c_type, random_values(count * m * m, 2));
+                for (int64_t i = 0; i < count * m * m; ++i) {  // symmetric
+                    const int64_t row = i / m % m, column = i % m;
+                    if (column > row) s[i] = s[i / (m * m) * m * m + column * m + row];
+                }
+                SymmetricProduct op;
+                op.a = put(compute, shape_of(batch, m, k), a);
+                if (beta != 0) op.s = put(c_type, shape_of(batch, m, m), s);
+                op.c = blank(c_type, shape_of(batch, m, m));
+                op.alpha = 1.5;
+                op.beta = beta;
+                give_workspace(op);
+                backend_->symmetric_product(op);
+                const Case p{count, m, m, k, false, true, 1.5, beta};
+                const Values c = get(op.c);
+                expect_accurate(c_type, c, reference<double>(p, a, a, s),
+                                reference<float>(p, a, a, s));
+                for (int64_t i = 0; i < count * m * m; ++i) {
+                    const int64_t row = i / m % m, column = i % m;
+                    ASSERT_EQ(c[i], c[i / (m * m) * m * m + column * m + row]);
+                }
+            }
+        }
+    }
+}
+
+LMO_ON_ALL_BACKENDS(GemmTest);
+
+}  // namespace
+}  // namespace lmo

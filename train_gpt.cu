@@ -1,0 +1,199 @@
+// train_gpt: pretrains LLaMA-type language models with norm-constrained optimizers.
+//
+// This file is the command line and nothing else: options in, one call into llmc/train, one exit
+// status out (0 finished, 1 runtime error, 2 usage or configuration error, 3 stopped by a signal
+// with a checkpoint written). It holds no CUDA syntax; kernels live behind llmc/device/backend.h.
+
+#include <csignal>
+#include <cstdio>
+#include <exception>
+#include <string>
+#include <vector>
+
+// defines: CLI::App
+#include <CLI/CLI.hpp>
+// defines: Error, UsageError, ExitStatus
+#include "llmc/core/error.h"
+// defines: run_schedule, run_eval, run_generate and their options
+#include "llmc/train/commands.h"
+// defines: Config, load_config
+#include "llmc/train/config.h"
+// defines: train
+#include "llmc/train/trainer.h"
+
+namespace {
+
+using namespace lmo;
+
+// Options that commands reading a configuration share.
+struct ConfigOptions {
+    std::string file;
+    std::vector<std::string> overrides;
+
+    void add_to(CLI::App* command) {
+        command->add_option("--config", file, "JSON configuration")->required();
+        command
+            ->add_option("--set", overrides,
+                         "key.path=value: overrides one key; may be given several times")
+            ->expected(1)
+            ->take_all();
+    }
+};
+
+struct TrainOptions {
+    ConfigOptions config;
+    std::string resume = "auto", device;
+    int gpus = 0;
+};
+
+CLI::App* add_train(CLI::App& app, TrainOptions& options) {
+    CLI::App* command = app.add_subcommand("train", "Train a model, or continue training it");
+    options.config.add_to(command);
+    command
+        ->add_option("--resume", options.resume,
+                     "auto: continue if the run folder has a checkpoint; never: refuse a used "
+                     "run folder; or a checkpoint or run folder")
+        ->capture_default_str();
+    command->add_option("--device", options.device, "auto, cpu or cuda (default: run.device)");
+    command->add_option("--gpus", options.gpus, "Number of GPUs; this version has no CUDA backend");
+    command->footer(
+        "Example:\n  train_gpt train --config configs/run/quickstart.json "
+        "--set optimizer.lr=0.01 --set run.name=second");
+    return command;
+}
+
+ExitStatus run_train(TrainOptions& options) {
+    if (options.gpus > 0) {
+        throw UsageError(
+            "--gpus " + std::to_string(options.gpus) +
+            ": this build has no CUDA backend; leave the option out to train on the CPU");
+    }
+    if (!options.device.empty()) {
+        options.config.overrides.push_back("run.device=\"" + options.device + "\"");
+    }
+    const Config config =
+        load_config(options.config.file, options.config.overrides, ConfigUse::train);
+    return train(config, options.resume);
+}
+
+struct ScheduleCommand {
+    ConfigOptions config;
+    ScheduleOptions options;
+};
+
+CLI::App* add_schedule(CLI::App& app, ScheduleCommand& schedule) {
+    CLI::App* command = app.add_subcommand(
+        "schedule", "Show the learning rates of a configuration; needs no device and no data");
+    schedule.config.add_to(command);
+    command->add_option("--loss0", schedule.options.loss0,
+                        "First loss of an adaptive warm-up (default: ln of the vocabulary size)");
+    command->add_option("--losses", schedule.options.losses,
+                        "File of losses, one for each update: print the rate of each");
+    command->add_flag("--json", schedule.options.json, "One JSON object");
+    command->footer(
+        "Example:\n  train_gpt schedule --config configs/run/quickstart.json --loss0 5.6");
+    return command;
+}
+
+CLI::App* add_eval(CLI::App& app, EvalOptions& options) {
+    CLI::App* command =
+        app.add_subcommand("eval", "Loss and perplexity of a model on a file of tokens");
+    command
+        ->add_option("--checkpoint", options.checkpoint,
+                     "Checkpoint, or any LLaMA folder in Hugging Face's layout")
+        ->required();
+    command->add_option("--data", options.data, "Token file (llm.c shard or plain uint16)")
+        ->required();
+    command->add_option("--seq-len", options.length, "Window (default: the model's context)")
+        ->check(CLI::PositiveNumber);
+    command->add_option("--batch", options.batch, "Windows at a time (default: about 4096 tokens)")
+        ->check(CLI::PositiveNumber);
+    command->add_option("--precision", options.precision, "auto, fp32, bf16 or fp64")
+        ->capture_default_str();
+    command->add_option("--device", options.device, "auto, cpu or cuda")->capture_default_str();
+    command->add_option("--threads", options.threads, "CPU threads (default: all cores)")
+        ->check(CLI::PositiveNumber);
+    command->add_flag("--json", options.json, "Print the result line only");
+    command->footer(
+        "Example:\n  train_gpt eval --checkpoint runs/quickstart/checkpoints/step_00000600 "
+        "--data data/austen/val.bin");
+    return command;
+}
+
+CLI::App* add_generate(CLI::App& app, GenerateOptions& options) {
+    CLI::App* command = app.add_subcommand("generate", "Continue a text");
+    command
+        ->add_option("--checkpoint", options.checkpoint,
+                     "Checkpoint, or any LLaMA folder in Hugging Face's layout")
+        ->required();
+    command->add_option("--prompt", options.prompt, "Text to continue (default: a new line)");
+    command->add_option("--tokens", options.tokens, "How many tokens to add")
+        ->check(CLI::PositiveNumber)
+        ->capture_default_str();
+    command->add_option("--temperature", options.sampling.temperature, "0: the most likely token")
+        ->check(CLI::NonNegativeNumber)
+        ->capture_default_str();
+    command->add_option("--top-k", options.sampling.top_k, "Only the K most likely; 0: all")
+        ->check(CLI::NonNegativeNumber)
+        ->capture_default_str();
+    command->add_option("--top-p", options.sampling.top_p, "Only the likeliest mass P")
+        ->check(CLI::Range(1e-9, 1.0))
+        ->capture_default_str();
+    command->add_option("--seed", options.sampling.seed, "Equal seeds give equal texts")
+        ->capture_default_str();
+    command->add_option("--tokenizer", options.tokenizer,
+                        "bytes, gpt2 or a file (default: the one the model was trained with)");
+    command->add_option("--device", options.device, "auto, cpu or cuda")->capture_default_str();
+    command->add_option("--threads", options.threads, "CPU threads (default: all cores)")
+        ->check(CLI::PositiveNumber);
+    command->footer(
+        "Example:\n  train_gpt generate --checkpoint "
+        "runs/quickstart/checkpoints/step_00000600 --prompt \"It was \" --tokens 300");
+    return command;
+}
+
+int status(ExitStatus value) { return static_cast<int>(value); }
+
+}  // namespace
+
+int main(int argc, char** argv) {
+    std::signal(SIGXFSZ, SIG_IGN);  // a file-size limit is a failed write, not a death
+    std::signal(SIGPIPE, SIG_IGN);
+    CLI::App app(
+        "train_gpt: pretrains LLaMA-type language models with norm-constrained optimizers");
+    app.require_subcommand(1);
+    TrainOptions train_options;
+    ScheduleCommand schedule;
+    EvalOptions eval;
+    GenerateOptions generate;
+    CLI::App* train_command = add_train(app, train_options);
+    CLI::App* schedule_command = add_schedule(app, schedule);
+    CLI::App* eval_command = add_eval(app, eval);
+    CLI::App* generate_command = add_generate(app, generate);
+    try {
+        app.parse(argc, argv);
+    } catch (const CLI::ParseError& error) {
+        // --help is a ParseError too, with exit code 0.
+        return app.exit(error) == 0 ? 0 : status(ExitStatus::usage_error);
+    }
+    try {
+        if (*train_command) return status(run_train(train_options));
+        if (*schedule_command) {
+            run_schedule(
+                load_config(schedule.config.file, schedule.config.overrides, ConfigUse::schedule),
+                schedule.options);
+        }
+        if (*eval_command) run_eval(eval);
+        if (*generate_command) run_generate(generate);
+        return status(ExitStatus::finished);
+    } catch (const Error& error) {
+        std::fprintf(stderr, "train_gpt: %s\n", error.what());
+        return status(error.status());
+    } catch (const std::bad_alloc&) {
+        std::fprintf(stderr, "train_gpt: out of host memory; use a smaller model or batch\n");
+        return status(ExitStatus::runtime_error);
+    } catch (const std::exception& error) {
+        std::fprintf(stderr, "train_gpt: %s\n", error.what());
+        return status(ExitStatus::runtime_error);
+    }
+}
