@@ -4,8 +4,11 @@
 // status out (0 finished, 1 runtime error, 2 usage or configuration error, 3 stopped by a signal
 // with a checkpoint written). It holds no CUDA syntax; kernels live behind llmc/device/backend.h.
 
+#include <unistd.h>
+
 #include <csignal>
 #include <cstdio>
+#include <cstdlib>
 #include <exception>
 #include <string>
 #include <vector>
@@ -152,11 +155,22 @@ CLI::App* add_generate(CLI::App& app, GenerateOptions& options) {
     return command;
 }
 
+// Threads of the OpenMP pool that wait spin for milliseconds by default; when anything else runs on
+// the machine, they then take the cores from those they wait for, and an update gets a thousand
+// times slower. A short spin loses nothing. The runtime reads its environment when it is loaded, so
+// the program starts itself once more with the setting in place.
+void limit_thread_spinning(char** argv) {
+    if (std::getenv("GOMP_SPINCOUNT") || std::getenv("OMP_WAIT_POLICY")) return;
+    setenv("GOMP_SPINCOUNT", "2000", 1);
+    execv("/proc/self/exe", argv);  // where that fails the default has to do
+}
+
 int status(ExitStatus value) { return static_cast<int>(value); }
 
 }  // namespace
 
 int main(int argc, char** argv) {
+    limit_thread_spinning(argv);
     std::signal(SIGXFSZ, SIG_IGN);  // a file-size limit is a failed write, not a death
     std::signal(SIGPIPE, SIG_IGN);
     CLI::App app(

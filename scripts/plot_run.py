@@ -15,7 +15,8 @@ import os
 import sys
 
 TRAIN, VALIDATION, TARGET = "#4c78a8", "#d62728", "#555555"
-RUN_COLORS = ["#4c78a8", "#e4572e", "#54a24b", "#9467bd", "#c79a00", "#17a2b8", "#8c564b", "#e377c2"]
+RUN_COLORS = ["#4c78a8", "#e4572e", "#54a24b", "#9467bd", "#c79a00", "#17a2b8", "#8c564b",
+              "#e377c2"]
 PHASES = {"warmup": "#fde3c4", "constant": "#e6e6e6", "decay": "#d5e6d3"}
 
 
@@ -169,7 +170,8 @@ def draw(runs, path):
     try:
         figure.savefig(path, dpi=150)
     except (OSError, ValueError) as error:
-        raise PlotError(f"cannot write '{path}': {getattr(error, 'strerror', None) or error}") from None
+        reason = getattr(error, "strerror", None) or error
+        raise PlotError(f"cannot write '{path}': {reason}") from None
     finally:
         pyplot.close(figure)
 

@@ -64,7 +64,7 @@ def rms_norm(x, gain, eps):
 
 
 def rotate(x, theta):
-    """x [B, H, T, D]; the pair (x_i, x_{i+D/2}) as a complex number times exp(i t theta^(-2i/D))."""
+    """[B, H, T, D]: pairs (x_j, x_{j+D/2}), as complex numbers, times exp(i t theta^(-2j/D))."""
     positions, size = x.shape[-2:]
     frequencies = theta ** (-torch.arange(0, size, 2, dtype=torch.float64) / size)
     angles = torch.outer(torch.arange(positions, dtype=torch.float64), frequencies)
@@ -78,7 +78,8 @@ def attention(x, w, prefix, c):
     size = channels // c["n_head"]
 
     def heads(part):
-        return (x @ w[f"{prefix}{part}_proj.weight"].T).view(batch, positions, -1, size).transpose(1, 2)
+        y = x @ w[f"{prefix}{part}_proj.weight"].T
+        return y.view(batch, positions, -1, size).transpose(1, 2)
 
     group = c["n_head"] // c["n_kv_head"]
     query, key = rotate(heads("q"), c["theta"]), rotate(heads("k"), c["theta"])

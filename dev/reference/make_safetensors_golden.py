@@ -2,8 +2,8 @@
 """Writes tests/data/hf_like.safetensors: a file with the habits of Hugging Face's own writer.
 
 Only struct and json are used, so the format is described a second time, independently of llmc/io.
-The header is padded with spaces, has metadata, names its keys in another order than ours, and leaves
-one tensor unaligned (an odd number of BF16 values before F32). `steps` (I64) is of a type that the
+The header is padded with spaces, has metadata, names its keys in another order than ours, and
+leaves one tensor unaligned (an odd number of BF16 values before F32). `steps` (I64) is of a type that the
 trainer does not read.
 
     python3 dev/reference/make_safetensors_golden.py

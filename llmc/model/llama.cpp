@@ -44,8 +44,7 @@ int parameter_index(int64_t layer, Slot slot) { return 1 + static_cast<int>(laye
 
 }  // namespace
 
-// ---- memory
-// --------------------------------------------------------------------------------------
+// ---- memory -------------------------------------------------------------------------------------
 
 Llama::Llama(Backend& backend, Arena& arena, const LlamaConfig& config,
              [[maybe_unused]] const ParameterList& parameters, const ModelPrecision& precision,
@@ -161,8 +160,7 @@ void Llama::reserve_workspace(bool training) {
     reserve(EmbeddingBackward{ids, dx_, dtable, {}});
 }
 
-// ---- views
-// ---------------------------------------------------------------------------------------
+// ---- views --------------------------------------------------------------------------------------
 
 Llama::LayerParameters Llama::layer_parameters(const ParameterBuffer& buffer, int64_t layer) const {
     const auto at = [&](Slot slot) { return buffer[parameter_index(layer, slot)]; };
@@ -216,8 +214,7 @@ AttentionForward Llama::attention(const LayerActivations& a, Extent extent) cons
             {}};
 }
 
-// ---- forward
-// -------------------------------------------------------------------------------------
+// ---- forward ------------------------------------------------------------------------------------
 
 void Llama::forward(const ParameterBuffer& weights, const Tensor& tokens) {
     const Extent extent = extent_of(tokens);
@@ -266,8 +263,7 @@ void Llama::classify(const ParameterBuffer& weights, const ParameterBuffer* grad
     backend_.sum({first_rows(losses_, rows), loss_sum, loss_scale, true});
 }
 
-// ---- backward
-// ------------------------------------------------------------------------------------
+// ---- backward -----------------------------------------------------------------------------------
 
 // On entry branch_ holds the gradient of the last norm's output.
 void Llama::backward(const ParameterBuffer& weights, const ParameterBuffer& gradients,
@@ -339,8 +335,7 @@ void Llama::backward_norm(const Tensor& x, const Tensor& rstd, const Tensor& gai
                                        {}}));
 }
 
-// ---- public
-// --------------------------------------------------------------------------------------
+// ---- public -------------------------------------------------------------------------------------
 
 void Llama::forward_backward(const ParameterBuffer& weights, const ParameterBuffer& gradients,
                              const Tensor& tokens, const Tensor& targets, double loss_scale,
@@ -369,8 +364,7 @@ Tensor Llama::last_logits(const ParameterBuffer& weights, const Tensor& tokens) 
     return logits;
 }
 
-// ---- operations
-// ----------------------------------------------------------------------------------
+// ---- operations ---------------------------------------------------------------------------------
 
 template <class Operation>
 Operation Llama::with_workspace(Operation operation) {

@@ -195,15 +195,35 @@ void Optimizer::initialise() {
     }
 }
 
-double Optimizer::gradient_norm(const ParameterBuffer& gradients) {
-    if (gradients_.empty()) {
-        gradients_ = gradients.flat;
-        for (int i = 0; i < gradients.list->size(); ++i) gradient_views_.push_back(gradients[i]);
-        for (Group& group : groups_) {
-            for (const ParameterBlock& block : group.blocks) group.x.push_back(gradients[block]);
+// Takes the views of the gradients; later calls must bring the same buffer.
+void Optimizer::bind(const ParameterBuffer& gradients) {
+    assert((gradients_.empty() || gradients.flat.data == gradients_.data) &&
+           "the gradient buffer changed");
+    if (!gradients_.empty()) return;
+    gradients_ = gradients.flat;
+    for (int i = 0; i < gradients.list->size(); ++i) gradient_views_.push_back(gradients[i]);
+    for (Group& group : groups_) {
+        for (const ParameterBlock& block : group.blocks) group.x.push_back(gradients[block]);
+    }
+}
+
+void Optimizer::bind(const ParameterBuffer& weights, const ParameterBuffer& copies) {
+    assert((weights_.empty() ||
+            (weights.flat.data == weights_.data && copies.flat.data == copies_.data)) &&
+           "the weight buffers changed");
+    if (!weights_.empty()) return;
+    weights_ = weights.flat;
+    copies_ = copies.flat;
+    for (Group& group : groups_) {
+        for (const ParameterBlock& block : group.blocks) {
+            group.weights.push_back(weights[block]);
+            if (!copies.flat.empty()) group.copies.push_back(copies[block]);
         }
     }
-    assert(gradients.flat.data == gradients_.data && "the gradient buffer changed");
+}
+
+double Optimizer::gradient_norm(const ParameterBuffer& gradients) {
+    bind(gradients);
     backend_.sum_of_squares({gradient_views_, sums_, arena_.workspace()});
     backend_.clip_factor({sums_, gradient_norm_, clip_factor_, clip_norm_});
     double norm = 0.0;
@@ -214,17 +234,6 @@ double Optimizer::gradient_norm(const ParameterBuffer& gradients) {
 void Optimizer::set_scalars(double rate, int64_t updates_done) {
     const double values[2] = {rate, static_cast<double>(updates_done)};
     backend_.copy_in(scalars_.slice(0, {2}), values);
-}
-
-void Optimizer::bind(const ParameterBuffer& weights, const ParameterBuffer& copies) {
-    weights_ = weights.flat;
-    copies_ = copies.flat;
-    for (Group& group : groups_) {
-        for (const ParameterBlock& block : group.blocks) {
-            group.weights.push_back(weights[block]);
-            if (!copies.flat.empty()) group.copies.push_back(copies[block]);
-        }
-    }
 }
 
 void Optimizer::momentum_stage(const Group& group) {
@@ -240,12 +249,8 @@ void Optimizer::momentum_stage(const Group& group) {
 
 void Optimizer::step(const ParameterBuffer& weights, const ParameterBuffer& copies,
                      const ParameterBuffer& gradients) {
-    assert(!gradients_.empty() && gradients.flat.data == gradients_.data &&
-           "step() without gradient_norm() of these gradients");
-    if (weights_.empty()) bind(weights, copies);
-    assert(weights.flat.data == weights_.data && copies.flat.data == copies_.data &&
-           "the weight buffers changed");
-    (void)gradients;  // their views were taken by gradient_norm()
+    bind(gradients);
+    bind(weights, copies);
     for (const Group& group : groups_) {
         momentum_stage(group);
         group.norm->direction(backend_, group.x, arena_.workspace());

@@ -38,8 +38,8 @@ class Optimizer {
     void set_scalars(double rate, int64_t updates_done);
 
     // One update of `weights` (master) and, when not empty, `copies` (compute). Issues operations
-    // only, so it can be captured. Requires gradient_norm() of these gradients. The buffers are the
-    // same at every call: captured operations keep views of them.
+    // only, so it can be captured; when it runs, gradient_norm() of these gradients must have run.
+    // The buffers are the same at every call: captured operations keep views of them.
     void step(const ParameterBuffer& weights, const ParameterBuffer& copies,
               const ParameterBuffer& gradients);
 
@@ -51,6 +51,7 @@ class Optimizer {
     void assign_blocks(const OptimizerConfig& config, const ParameterList& parameters);
     void take_states(Arena& arena, const ParameterList& parameters, DType master);
     size_t workspace_bytes(const ParameterList& parameters, DType master) const;
+    void bind(const ParameterBuffer& gradients);
     void bind(const ParameterBuffer& weights, const ParameterBuffer& copies);
     void momentum_stage(const Group& group);
 

@@ -1,7 +1,9 @@
 #!/usr/bin/env python3
 """scripts/plot_run.py: pictures of synthetic runs, and the errors it promises."""
 
+import contextlib
 import importlib.util
+import io
 import json
 import os
 import pathlib
@@ -10,6 +12,7 @@ import subprocess
 import sys
 import tempfile
 import unittest
+from unittest import mock
 
 SCRIPT = pathlib.Path(__file__).resolve().parents[2] / "scripts" / "plot_run.py"
 HAVE_MATPLOTLIB = importlib.util.find_spec("matplotlib") is not None
@@ -43,9 +46,16 @@ class PlotRun(unittest.TestCase):
             (folder / "run_config.json").write_text(json.dumps(config))
         return str(folder)
 
-    def plot(self, *arguments, **environment):
-        return subprocess.run([sys.executable, str(SCRIPT), *arguments], capture_output=True,
-                              text=True, env={**os.environ, **environment}, check=False)
+    def plot(self, *arguments):
+        """Runs main() in this process, so that matplotlib is imported once."""
+        out, err = io.StringIO(), io.StringIO()
+        with mock.patch.object(sys, "argv", [str(SCRIPT), *arguments]):
+            with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+                try:
+                    status = load_script().main()
+                except SystemExit as error:
+                    status = error.code
+        return subprocess.CompletedProcess(arguments, status, out.getvalue(), err.getvalue())
 
     def expect_error(self, result, *parts):
         self.assertEqual(result.returncode, 1, result.stderr)
@@ -117,7 +127,9 @@ class PlotRun(unittest.TestCase):
 
     def test_missing_matplotlib_names_the_package(self):
         (self.root / "matplotlib.py").write_text("raise ImportError('not here')\n")
-        result = self.plot(self.make_run("a", TRAIN), PYTHONPATH=str(self.root))
+        result = subprocess.run([sys.executable, str(SCRIPT), self.make_run("a", TRAIN)],
+                                capture_output=True, text=True, check=False,
+                                env={**os.environ, "PYTHONPATH": str(self.root)})
         self.expect_error(result, "python3-matplotlib")
 
 

@@ -7,6 +7,7 @@
 #include <fstream>
 #include <numeric>
 #include <set>
+#include <thread>
 
 #include "llmc/core/error.h"
 #include "llmc/core/timer.h"
@@ -32,11 +33,12 @@ std::string bytes_of(const Tokens& tokens) {
 
 std::string shard(const Tokens& tokens, int32_t count = -1, int32_t version = 1,
                   int32_t magic = 20240520) {
-    int32_t header[256] = {magic, version, count < 0 ? static_cast<int32_t>(tokens.size()) : count};
+    int32_t header[256] = {magic, version,
+                           count == -1 ? static_cast<int32_t>(tokens.size()) : count};
     return std::string(reinterpret_cast<const char*>(header), sizeof header) + bytes_of(tokens);
 }
 
-class Data : public testing::Test {
+class TokenFiles : public testing::Test {
   protected:
     void SetUp() override {
         std::string name = (fs::temp_directory_path() / "lmo_data_XXXXXX").string();
@@ -81,7 +83,7 @@ std::vector<uint64_t> permuted(uint64_t size, uint64_t seed, uint64_t epoch) {
     return order;
 }
 
-TEST(Order, IsABijection) {
+TEST(SampleOrder, IsABijection) {
     std::vector<uint64_t> sizes = {255, 256, 257, 1000, 65537};
     for (uint64_t size = 1; size <= 200; ++size) sizes.push_back(size);
     for (const uint64_t size : sizes) {
@@ -91,7 +93,7 @@ TEST(Order, IsABijection) {
     }
 }
 
-TEST(Order, LargeSizesStayInRange) {
+TEST(SampleOrder, LargeSizesStayInRange) {
     for (const uint64_t size :
          {(uint64_t{1} << 40) + 1, uint64_t{1} << 62, (uint64_t{1} << 62) + 1}) {
         const Permutation permutation(size, 1, 0);
@@ -105,7 +107,7 @@ TEST(Order, LargeSizesStayInRange) {
     }
 }
 
-TEST(Order, DependsOnSeedAndEpochAndNothingElse) {
+TEST(SampleOrder, DependsOnSeedAndEpochAndNothingElse) {
     const auto order = permuted(1000, 5, 0);
     EXPECT_EQ(order, permuted(1000, 5, 0));
     for (const auto& other :
@@ -116,7 +118,7 @@ TEST(Order, DependsOnSeedAndEpochAndNothingElse) {
     }
 }
 
-TEST(Order, EveryPlaceIsEquallyLikely) {
+TEST(SampleOrder, EveryPlaceIsEquallyLikely) {
     constexpr int kSize = 7, kEpochs = 7000;
     for (const uint64_t from : {0, 3}) {
         double chi_square = 0, count[kSize] = {}, expected = kEpochs / kSize;
@@ -127,14 +129,14 @@ TEST(Order, EveryPlaceIsEquallyLikely) {
     }
 }
 
-TEST(Order, PositionsRunThroughEpochs) {
+TEST(SampleOrder, PositionsRunThroughEpochs) {
     for (uint64_t position = 0; position < 30; ++position)
         EXPECT_EQ(sample_at(position, 10, 3), permuted(10, 3, position / 10)[position % 10]);
 }
 
 // --- files ---
 
-TEST_F(Data, BothFormatsAreToldApart) {
+TEST_F(TokenFiles, BothFormatsAreToldApart) {
     const Tokens tokens = counting(100, 300);
     write("plain.bin", bytes_of(tokens));
     write("shard.bin", shard(tokens));
@@ -150,7 +152,7 @@ TEST_F(Data, BothFormatsAreToldApart) {
     EXPECT_EQ(second.tokens()[99], 399);
 }
 
-TEST_F(Data, DamagedFilesAreNamed) {
+TEST_F(TokenFiles, DamagedFilesAreNamed) {
     const auto open = [&](const std::string& bytes, TokenFormat format = TokenFormat::automatic) {
         return TokenFile(write("x.bin", bytes), format);
     };
@@ -175,7 +177,7 @@ TEST_F(Data, DamagedFilesAreNamed) {
     EXPECT_ERROR(TokenFile(folder_.string(), TokenFormat::automatic), "not a regular file");
 }
 
-TEST_F(Data, GlobsAreSortedAndInTheOrderGiven) {
+TEST_F(TokenFiles, GlobsAreSortedAndInTheOrderGiven) {
     for (const char* name : {"b2.bin", "b1.bin", "a.bin", "[x].bin"}) write(name, "ab");
     EXPECT_EQ(expand_globs({path("b*.bin"), path("a.bin"), path("b1.bin"), path("[x].bin")}),
               (std::vector<std::string>{path("b1.bin"), path("b2.bin"), path("a.bin"),
@@ -184,7 +186,7 @@ TEST_F(Data, GlobsAreSortedAndInTheOrderGiven) {
                  "no file matches '" + path("c*.bin"));
 }
 
-TEST_F(Data, SequencesOfAllFiles) {
+TEST_F(TokenFiles, SequencesOfAllFiles) {
     // 9 tokens hold two sequences of 4 + 1; 8 hold one; 4 hold none; 13 hold three.
     write("1.bin", bytes_of(counting(9, 100)));
     write("2.bin", shard(counting(8, 200)));
@@ -205,7 +207,7 @@ TEST_F(Data, SequencesOfAllFiles) {
     }
 }
 
-TEST_F(Data, TooFewTokens) {
+TEST_F(TokenFiles, TooFewTokens) {
     write("1.bin", bytes_of(counting(8)));
     EXPECT_ERROR(Dataset({path("1.bin")}, TokenFormat::automatic, 8, 256),
                  "1.bin holds 8 tokens and no sequence of 8 + 1 tokens");
@@ -216,7 +218,7 @@ TEST_F(Data, TooFewTokens) {
     EXPECT_EQ(Dataset({path("1.bin")}, TokenFormat::automatic, 7, 256).sequences(), 1);
 }
 
-TEST_F(Data, TokensAreCheckedAgainstTheVocabulary) {
+TEST_F(TokenFiles, TokensAreCheckedAgainstTheVocabulary) {
     Tokens tokens = counting(33, 0);
     tokens[24] = 500;  // the last target of sequence 2 and the first input of sequence 3
     write("x.bin", shard(tokens));
@@ -233,10 +235,10 @@ TEST_F(Data, TokensAreCheckedAgainstTheVocabulary) {
 
 // --- loader ---
 
-class Loading : public Data {
+class DataLoader : public TokenFiles {
   protected:
     void SetUp() override {
-        Data::SetUp();
+        TokenFiles::SetUp();
         write("a.bin", bytes_of(counting(60)));
         write("b.bin", shard(counting(45, 1000)));
         dataset_ = std::make_unique<Dataset>(std::vector<std::string>{path("?.bin")},
@@ -268,7 +270,7 @@ class Loading : public Data {
     std::unique_ptr<Dataset> dataset_;
 };
 
-TEST_F(Loading, TheOrderOfTheStream) {
+TEST_F(DataLoader, TheOrderOfTheStream) {
     const auto first = stream(1, 0, 60);  // more than two epochs
     for (int epoch = 0; epoch < 2; ++epoch) {
         const std::set<int32_t> seen(first.begin() + 25 * epoch, first.begin() + 25 * (epoch + 1));
@@ -282,13 +284,13 @@ TEST_F(Loading, TheOrderOfTheStream) {
     EXPECT_NE(first, stream(1, 0, 60, 2));
 }
 
-TEST_F(Loading, MicroBatchDoesNotMatter) {
+TEST_F(DataLoader, MicroBatchDoesNotMatter) {
     const auto first = stream(1, 0, 120);
     for (const int64_t micro_batch : {2, 3, 4, 40})
         EXPECT_EQ(first, stream(micro_batch, 0, 120)) << micro_batch;
 }
 
-TEST_F(Loading, ResumeContinues) {
+TEST_F(DataLoader, ResumeContinues) {
     const auto first = stream(2, 0, 120);
     for (const int64_t position : {1, 2, 24, 25, 26, 60})
         EXPECT_EQ(std::vector<int32_t>(first.begin() + position, first.begin() + position + 60),
@@ -296,7 +298,7 @@ TEST_F(Loading, ResumeContinues) {
             << position;
 }
 
-TEST_F(Loading, ABatchStaysUntilTheCallAfterTheNext) {
+TEST_F(DataLoader, ABatchStaysUntilTheCallAfterTheNext) {
     Loader loader(*dataset_, 1, 2, 0);
     const auto expected = stream(2, 0, 100);
     const HostBatch* before = nullptr;
@@ -304,12 +306,14 @@ TEST_F(Loading, ABatchStaysUntilTheCallAfterTheNext) {
         const HostBatch& batch = loader.next();
         std::this_thread::sleep_for(std::chrono::microseconds(200));  // let the thread run ahead
         EXPECT_EQ(batch.inputs[0], expected[2 * i]);
-        if (before != nullptr) EXPECT_EQ(before->inputs[0], expected[2 * i - 2]);
+        if (before != nullptr) {
+            EXPECT_EQ(before->inputs[0], expected[2 * i - 2]);
+        }
         before = &batch;
     }
 }
 
-TEST_F(Loading, StopsWhileTheQueueIsFull) {
+TEST_F(DataLoader, StopsWhileTheQueueIsFull) {
     for (int i = 0; i < 20; ++i) {
         const Timer timer;
         {
@@ -321,13 +325,14 @@ TEST_F(Loading, StopsWhileTheQueueIsFull) {
     }
 }
 
-TEST_F(Loading, StopsInTheMiddleOfALargeBatch) {
+TEST_F(DataLoader, StopsInTheMiddleOfALargeBatch) {
+    const Dataset dataset({path("a.bin")}, TokenFormat::automatic, 1, 2000);
     const Timer timer;
-    { Loader loader(*dataset_, 1, 20'000'000, 0); }  // tens of seconds of work
-    EXPECT_LT(timer.seconds(), 5.0);
+    { Loader loader(dataset, 1, 8'000'000, 0); }  // many seconds of work
+    EXPECT_LT(timer.seconds(), 2.0);
 }
 
-TEST_F(Loading, AnErrorComesAtItsBatch) {
+TEST_F(DataLoader, AnErrorComesAtItsBatch) {
     // The only bad sequence stands at some position of the first epoch; all batches before it are
     // served, and every call after that repeats the error.
     Tokens tokens = counting(41);

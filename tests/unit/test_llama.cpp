@@ -31,8 +31,7 @@ void expect_close(const std::vector<double>& a, const std::vector<double>& b, do
     EXPECT_LE(norm(difference.data(), count), tolerance * norm(b.data(), count));
 }
 
-// ---- parameters
-// ----------------------------------------------------------------------------------
+// ---- parameters ---------------------------------------------------------------------------------
 
 TEST(LlamaParameters, CountsOfThePublishedModels) {
     LlamaConfig config = make_config(12, 12, 12, 768, 2048, 50304, 512, true);
@@ -122,8 +121,7 @@ TEST(LlamaParameters, FlopsPerToken) {
     EXPECT_EQ(flops_per_token(config), 6.0 * (128 + 64 + 240 + 56) + 12.0 * 8 * 5);
 }
 
-// ---- gradients
-// -----------------------------------------------------------------------------------
+// ---- gradients ----------------------------------------------------------------------------------
 
 struct Corner {
     const char* name;
@@ -242,8 +240,7 @@ TEST(LlamaGradient, IgnoredTargetsOnlyGiveNothing) {
     for (double gradient : model.gradients()) EXPECT_EQ(gradient, 0.0);
 }
 
-// ---- what repeats, and what it costs
-// -------------------------------------------------------------
+// ---- what repeats, and what it costs ------------------------------------------------------------
 
 TEST(Llama, CallsRepeatBitByBitAndEvaluateAgrees) {
     const LlamaConfig config = make_config(2, 4, 2, 32, 24, 77, 33, true);

@@ -1,0 +1,134 @@
+// What only the CPU backend has: the plain GEMM and the kernels of every instruction set that this
+// machine can run, the bf16 primitives, its description and its memory.
+#include "llmc/core/error.h"
+#include "llmc/cpu/bf16_matmul.h"
+#include "llmc/cpu/gemm.h"
+#include "tests/unit/backend_test.h"
+
+namespace lmo {
+namespace {
+
+template <typename T>
+void check_plain_gemm(const cpu::Kernels& kernels, int64_t m, int64_t n, int64_t k, bool ta, bool tb,
+                      T beta) {
+    const cpu::Blas blas(kernels, 2);
+    const int64_t lda = (ta ? m : k) + 3, ldb = (tb ? k : n) + 1, ldc = n + 2;
+    const auto make = [](int64_t count, uint64_t seed) {
+        const Values values = random_values(count, seed);
+        return std::vector<T>(values.begin(), values.end());
+    };
+    const std::vector<T> a = make((ta ? k : m) * lda, 1), b = make((tb ? n : k) * ldb, 2);
+    std::vector<T> c = beta == 0 ? std::vector<T>(m * ldc, T(NAN)) : make(m * ldc, 3);
+    const std::vector<T> old = c;
+    blas.plain_gemm(cpu::Product<T>{ta, tb, m, n, k, T(0.5), a.data(), lda, b.data(), ldb, beta,
+                                    c.data(), ldc});
+    const double allowed = static_cast<double>(k + 4) * (sizeof(T) == 8 ? 1e-15 : 3e-7);
+    for (int64_t i = 0; i < m; ++i) {
+        for (int64_t j = 0; j < n; ++j) {
+            double sum = 0;
+            for (int64_t l = 0; l < k; ++l) {
+                sum += double(a[ta ? l * lda + i : i * lda + l]) * double(b[tb ? j * ldb + l : l * ldb + j]);
+            }
+            const double exact = 0.5 * sum + (beta == 0 ? 0.0 : double(beta) * double(old[i * ldc + j]));
+            ASSERT_NEAR(c[i * ldc + j], exact, allowed) << i << ", " << j;
+        }
+        for (int64_t j = n; j < ldc; ++j) {  // padding is left alone
+            ASSERT_EQ(std::memcmp(&c[i * ldc + j], &old[i * ldc + j], sizeof(T)), 0);
+        }
+    }
+}
+
+TEST(CpuKernels, PlainGemmOfEveryInstructionSet) {
+    for (const cpu::Kernels& kernels : cpu::supported_kernels()) {
+        SCOPED_TRACE(kernels.isa);
+        for (const bool ta : {false, true}) {
+            for (const bool tb : {false, true}) {
+                check_plain_gemm<float>(kernels, 75, 131, 300, ta, tb, 0.0f);
+                check_plain_gemm<double>(kernels, 75, 131, 300, ta, tb, 1.5);
+                check_plain_gemm<float>(kernels, 1, 1, 1, ta, tb, 1.0f);
+                check_plain_gemm<double>(kernels, 3, 200, 2, ta, tb, 0.0);
+            }
+        }
+    }
+}
+
+// All instruction sets compute the same functions, up to rounding.
+TEST(CpuKernels, InstructionSetsAgree) {
+    const int64_t rows = 3, columns = 1000;
+    const Values values = random_values(rows * columns, 1, 4.0);
+    const std::vector<int32_t> targets = {5, 999, 0};
+    std::vector<float> first;
+    for (const cpu::Kernels& kernels : cpu::supported_kernels()) {
+        std::vector<float> logits(values.begin(), values.end()), losses(rows);
+        kernels.classifier({DType::f32, logits.data(), targets.data(), losses.data(), columns, 1.0},
+                           0, rows);
+        logits.insert(logits.end(), losses.begin(), losses.end());
+        std::vector<float> silu(values.size() / 2);
+        kernels.swiglu_forward({DType::f32, values.data(), nullptr, silu.data(), 1}, 0, 0);
+        if (first.empty()) first = logits;
+        for (size_t i = 0; i < first.size(); ++i) {
+            ASSERT_NEAR(logits[i], first[i], 1e-6 * (1 + std::abs(first[i]))) << kernels.isa;
+        }
+    }
+}
+
+// oneDNN's bf16 products also exist, slowly, on processors without AMX, so they can be checked there.
+TEST(CpuBf16, PrimitivesMatchTheProductOfTheRoundedOperands) {
+    cpu::Bf16Matmul matmul;
+    const int64_t batch = 2, m = 33, n = 65, k = 40;
+    const auto halves = [](int64_t count, uint64_t seed) {
+        std::vector<uint16_t> bits;
+        for (const double x : random_values(count, seed)) bits.push_back(float_to_bf16(float(x)));
+        return bits;
+    };
+    for (const bool ta : {false, true}) {
+        for (const bool tb : {false, true}) {
+            std::vector<uint16_t> a = halves(batch * m * k, 1), b = halves(batch * k * n, 2);
+            std::vector<float> c(batch * m * n, 2.0f);
+            Gemm op;
+            op.a = {a.data(), DType::bf16, ta ? Shape{batch, k, m} : Shape{batch, m, k}};
+            op.b = {b.data(), DType::bf16, tb ? Shape{batch, n, k} : Shape{batch, k, n}};
+            op.c = {c.data(), DType::f32, {batch, m, n}};
+            op.transpose_a = ta;
+            op.transpose_b = tb;
+            op.alpha = 0.5;
+            op.beta = 0.25;
+            if (!matmul.run(op, 2)) GTEST_SKIP() << "no bf16 primitives on this machine";
+            for (int64_t i = 0; i < batch * m * n; ++i) {
+                const int64_t s = i / (m * n), row = i / n % m, column = i % n;
+                double sum = 0;
+                for (int64_t l = 0; l < k; ++l) {
+                    const int64_t at = s * m * k + (ta ? l * m + row : row * k + l);
+                    const int64_t bt = s * k * n + (tb ? column * k + l : l * n + column);
+                    sum += double(bf16_to_float(a[at])) * bf16_to_float(b[bt]);
+                }
+                ASSERT_NEAR(c[i], 0.5 * sum + 0.5, 1e-4);
+            }
+        }
+    }
+}
+
+TEST(CpuBackend, DescribesItself) {
+    const std::string text = make_cpu_backend(3)->describe();
+    EXPECT_EQ(text.rfind("CPU, 3 threads, ", 0), 0u) << text;
+    EXPECT_NE(text.find("GEMM by "), std::string::npos) << text;
+    EXPECT_NE(make_cpu_backend(0)->describe().find("CPU, "), std::string::npos);
+}
+
+TEST(CpuBackend, MemoryIsAlignedAndItsEndIsAnError) {
+    const auto backend = make_cpu_backend(1);
+    void* memory = backend->allocate(1);
+    EXPECT_EQ(reinterpret_cast<uintptr_t>(memory) % 256, 0u);
+    backend->release(memory);
+    try {
+        backend->allocate(size_t(1) << 60);
+        FAIL() << "allocated 2^60 bytes";
+    } catch (const Error& error) {
+        EXPECT_NE(std::string(error.what()).find("out of memory: 1099511627776 MiB asked for"),
+                  std::string::npos)
+            << error.what();
+    }
+}
+
+}  // namespace
+}  // namespace lmo
