@@ -11,7 +11,7 @@ What lies between two cuts is a document: with a BPE tokenizer it is followed by
 token (50256 in GPT-2's vocabulary), with bytes it ends in one blank line.
 
 A second run with the same command finds the folder up to date and returns at once; a damaged one is
-made again. Needs Python 3.8 and nothing else; uses tiktoken if it is installed.
+made again. Needs Python 3 and nothing else; uses tiktoken if it is installed.
 """
 import argparse
 import hashlib

@@ -24,8 +24,8 @@ constexpr DType type_of = sizeof(T) == 8 ? DType::f64 : DType::f32;
 
 struct Extents {
     int64_t batch, positions, heads, kv_heads, size;  // size: of a head
-    int64_t stride, out_stride;                        // between positions of qkv and of out
-    int64_t rows, tiles;                               // of a tile; tiles of a head
+    int64_t stride, out_stride;                       // between positions of qkv and of out
+    int64_t rows, tiles;                              // of a tile; tiles of a head
 
     Extents(const Tensor& qkv, int heads_, int kv_heads_)
         : batch(qkv.shape[0]),
@@ -122,8 +122,8 @@ void CpuBackend::attention_forward_in(const AttentionForward& op) {
         kernels_.softmax(type_of<T>, tile_of_scores);
 
         const int64_t place = (b * e.positions + first) * e.out_stride + h * e.size;
-        T* out = widened ? buffers.out + omp_get_thread_num() * e.rows * e.size
-                         : op.out.as<T>() + place;
+        T* out =
+            widened ? buffers.out + omp_get_thread_num() * e.rows * e.size : op.out.as<T>() + place;
         blas_.gemm(Product<T>{false, false, rows, e.size, columns, 1, scores, columns,
                               base + e.value(kv_head), e.stride, 0, out,
                               widened ? e.size : e.out_stride});

@@ -5,8 +5,8 @@
 #include <omp.h>
 
 #include <map>
-#include <optional>
 #include <oneapi/dnnl/dnnl.hpp>
+#include <optional>
 #include <tuple>
 
 namespace lmo::cpu {
@@ -69,8 +69,8 @@ bool Bf16Matmul::fast() const {
 bool Bf16Matmul::run(const Gemm& op, int threads) {
     omp_set_num_threads(threads);
     const auto [batch, m, n, k] = extents(op);
-    const Key key{batch,       m,        n,       k,      op.transpose_a, op.transpose_b,
-                  op.c.dtype, op.alpha, op.beta, threads};
+    const Key key{batch,          m,          n,        k,       op.transpose_a,
+                  op.transpose_b, op.c.dtype, op.alpha, op.beta, threads};
     auto found = cache_->primitives.find(key);
     if (found == cache_->primitives.end()) {
         found = cache_->primitives.emplace(key, cache_->make(op)).first;

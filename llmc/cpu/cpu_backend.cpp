@@ -69,7 +69,8 @@ void CpuBackend::copy_out(void* host, const Tensor& from) {
 
 void CpuBackend::copy(const Tensor& to, const Tensor& from) {
     assert(to.count() == from.count());
-    if (to.dtype != from.dtype) return convert(to.dtype, to.data, from.dtype, from.data, to.count());
+    if (to.dtype != from.dtype)
+        return convert(to.dtype, to.data, from.dtype, from.data, to.count());
     const int64_t size = static_cast<int64_t>(size_of(to.dtype));
     parallel_blocks(threads_, to.count(), element_block, [&](int64_t begin, int64_t end) {
         std::memmove(to.as<char>() + begin * size, from.as<char>() + begin * size,

@@ -70,11 +70,10 @@ void CpuBackend::gemm_in(const Gemm& op) {
     T* c = wide.c ? reinterpret_cast<T*>(wide.c) : op.c.as<T>();
     if (wide.c && op.beta != 0) operand(op.c, wide.c);
     for (int64_t i = 0; i < e.batch; ++i) {
-        blas_.gemm(Product<T>{op.transpose_a, op.transpose_b, e.m, e.n, e.k,
-                              static_cast<T>(op.alpha), a + i * e.m * e.k,
-                              op.transpose_a ? e.m : e.k, b + i * e.k * e.n,
-                              op.transpose_b ? e.k : e.n, static_cast<T>(op.beta),
-                              c + i * e.m * e.n, e.n});
+        blas_.gemm(Product<T>{
+            op.transpose_a, op.transpose_b, e.m, e.n, e.k, static_cast<T>(op.alpha),
+            a + i * e.m * e.k, op.transpose_a ? e.m : e.k, b + i * e.k * e.n,
+            op.transpose_b ? e.k : e.n, static_cast<T>(op.beta), c + i * e.m * e.n, e.n});
     }
     if (wide.c) convert(op.c.dtype, op.c.data, DType::f32, wide.c, op.c.count());
 }

@@ -18,10 +18,9 @@ Kernels make_table(const char* isa, std::initializer_list<AddKernels> parts) {
 
 std::vector<Kernels> supported_kernels() {
     std::vector<Kernels> tables;
-    tables.push_back(make_table("baseline", {baseline::add_element_kernels,
-                                             baseline::add_gemm_kernels,
-                                             baseline::add_attention_kernels,
-                                             baseline::add_model_kernels}));
+    tables.push_back(
+        make_table("baseline", {baseline::add_element_kernels, baseline::add_gemm_kernels,
+                                baseline::add_attention_kernels, baseline::add_model_kernels}));
 #if defined(__x86_64__)
     __builtin_cpu_init();
     if (!__builtin_cpu_supports("avx2") || !__builtin_cpu_supports("fma") ||
@@ -35,9 +34,9 @@ std::vector<Kernels> supported_kernels() {
         !__builtin_cpu_supports("avx512cd")) {
         return tables;
     }
-    tables.push_back(make_table("AVX-512", {avx512::add_element_kernels, avx512::add_gemm_kernels,
-                                            avx512::add_attention_kernels,
-                                            avx512::add_model_kernels}));
+    tables.push_back(
+        make_table("AVX-512", {avx512::add_element_kernels, avx512::add_gemm_kernels,
+                               avx512::add_attention_kernels, avx512::add_model_kernels}));
 #endif
     return tables;
 }

@@ -49,17 +49,24 @@ static inline void store(bf16& to, double value) { store(to, static_cast<float>(
 template <typename F>
 static inline void with_type(DType type, F f) {
     switch (type) {
-        case DType::f64: f(double()); return;
-        case DType::f32: f(float()); return;
-        case DType::bf16: f(bf16()); return;
-        default: __builtin_trap();  // the callers assert on types
+        case DType::f64:
+            f(double());
+            return;
+        case DType::f32:
+            f(float());
+            return;
+        case DType::bf16:
+            f(bf16());
+            return;
+        default:
+            __builtin_trap();  // the callers assert on types
     }
 }
 
 static inline double exponential(double x) { return __builtin_exp(x); }
 
-// exp(x) for float, about 1 ulp, in a form that compilers vectorise. x = n ln 2 + r, |r| <= ln 2 / 2,
-// and the Taylor polynomial of degree 7 in r. Results below 2^-125 are 0; NaN stays NaN.
+// exp(x) for float, about 1 ulp, in a form that compilers vectorise. x = n ln 2 + r, |r| <= ln 2 /
+// 2, and the Taylor polynomial of degree 7 in r. Results below 2^-125 are 0; NaN stays NaN.
 static inline float exponential(float x) {
     constexpr float shift = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer
     const float limited = x > 89.0f ? 89.0f : (x < -87.0f ? -87.0f : x);

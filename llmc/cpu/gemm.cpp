@@ -88,8 +88,9 @@ void Blas::gemm(const Product<float>& p) const {
         dnnl_sgemm(p.transpose_a ? 'T' : 'N', p.transpose_b ? 'T' : 'N', p.m, p.n, p.k, p.alpha,
                    p.a, p.lda, p.b, p.ldb, p.beta, p.c, p.ldc);
     if (status != dnnl_success) {
-        throw Error("oneDNN's matrix product failed with status " + std::to_string(status) +
-                    (status == dnnl_out_of_memory ? " (out of memory): make the batch smaller" : ""));
+        throw Error(
+            "oneDNN's matrix product failed with status " + std::to_string(status) +
+            (status == dnnl_out_of_memory ? " (out of memory): make the batch smaller" : ""));
     }
 #elif defined(LMO_OPENBLAS)
     openblas_gemm(p);

@@ -1,6 +1,7 @@
-// Matrix products for the CPU backend: fp32 by oneDNN, fp64 by OpenBLAS, either one by OpenBLAS or by
-// our own kernel where the others are missing (compiled in with LMO_OPENBLAS, LMO_ONEDNN). Row-major,
-// with leading dimensions. Called inside a parallel region they run on the calling thread alone.
+// Matrix products for the CPU backend: fp32 by oneDNN, fp64 by OpenBLAS, either one by OpenBLAS or
+// by our own kernel where the others are missing (compiled in with LMO_OPENBLAS, LMO_ONEDNN).
+// Row-major, with leading dimensions. Called inside a parallel region they run on the calling
+// thread alone.
 #pragma once
 
 #include <string>
@@ -31,8 +32,8 @@ class Blas {
     void gemm(const Product<float>& product) const;
     void gemm(const Product<double>& product) const;
 
-    // C[m, m] = alpha A A^T + beta C for A [m, k], exactly symmetric; only the lower triangle of C is
-    // read.
+    // C[m, m] = alpha A A^T + beta C for A [m, k], exactly symmetric; only the lower triangle of C
+    // is read.
     template <typename T>
     void symmetric(int64_t m, int64_t k, T alpha, const T* a, T beta, T* c) const;
 

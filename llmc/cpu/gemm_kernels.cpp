@@ -14,7 +14,7 @@ constexpr int vector_bytes = 32;
 constexpr int vector_bytes = 16;
 #endif
 
-constexpr int strip_rows = 6;       // of A in one strip
+constexpr int strip_rows = 6;         // of A in one strip
 constexpr int64_t block_depth = 256;  // of k packed at a time
 
 template <typename T>

@@ -8,8 +8,8 @@
 // cannot run.
 //
 // All kernels are serial and work on a range of rows or elements; the callers divide the work among
-// threads. T, C, ... are the letters of llmc/device/backend.h. "master" below is f64 when compute is
-// f64, else f32.
+// threads. T, C, ... are the letters of llmc/device/backend.h. "master" below is f64 when compute
+// is f64, else f32.
 #pragma once
 
 #include <stdint.h>
@@ -20,8 +20,8 @@
 
 namespace lmo::cpu {
 
-// One tile of a matrix product, row-major: c[m, n] = alpha op(a) op(b) + beta c. m <= gemm_tile_rows,
-// n <= gemm_tile_columns, any k.
+// One tile of a matrix product, row-major: c[m, n] = alpha op(a) op(b) + beta c. m <=
+// gemm_tile_rows, n <= gemm_tile_columns, any k.
 struct GemmTile {
     bool transpose_a, transpose_b;
     int64_t m, n, k;
@@ -140,12 +140,12 @@ struct Kernels {
 };
 
 // Each *_kernels.cpp file fills its part of the table.
-#define LMO_DECLARE_KERNELS(isa)         \
-    namespace isa {                      \
-    void add_element_kernels(Kernels&);  \
-    void add_gemm_kernels(Kernels&);     \
-    void add_attention_kernels(Kernels&);\
-    void add_model_kernels(Kernels&);    \
+#define LMO_DECLARE_KERNELS(isa)          \
+    namespace isa {                       \
+    void add_element_kernels(Kernels&);   \
+    void add_gemm_kernels(Kernels&);      \
+    void add_attention_kernels(Kernels&); \
+    void add_model_kernels(Kernels&);     \
     }
 LMO_DECLARE_KERNELS(baseline)
 LMO_DECLARE_KERNELS(avx2)

@@ -82,7 +82,7 @@ void CpuBackend::rmsnorm_forward(const RmsNormForward& op) {
     assert(op.rstd.dtype == master_of(op.out.dtype));
     assert(op.branch.empty() || (op.branch.dtype == op.out.dtype && !op.sum.empty()));
     assert(op.sum.empty() || op.sum.dtype == op.x.dtype);
-    const RmsNormForwardRows args{op.out.dtype, op.x.dtype,  op.x.data,    op.branch.data,
+    const RmsNormForwardRows args{op.out.dtype, op.x.dtype,  op.x.data,   op.branch.data,
                                   op.gain.data, op.sum.data, op.out.data, op.rstd.data,
                                   columns,      op.eps};
     parallel_blocks(threads_, rows, row_block, [&](int64_t begin, int64_t end) {
@@ -105,9 +105,9 @@ void CpuBackend::rmsnorm_backward(const RmsNormBackward& op) {
     assert(types_fit(op.dout.dtype, op.x.dtype) && op.gain.dtype == op.dout.dtype);
     assert(op.dgain.dtype == master_of(op.dout.dtype) && op.rstd.dtype == op.dgain.dtype);
     assert(op.dbranch.empty() || op.dbranch.dtype == op.dout.dtype);
-    const RmsNormBackwardRows args{op.dout.dtype, op.x.dtype, op.x.data,       op.gain.data,
-                                   op.rstd.data,  op.dout.data, op.dx.data, op.dbranch.data,
-                                   columns};
+    const RmsNormBackwardRows args{op.dout.dtype, op.x.dtype,      op.x.data,
+                                   op.gain.data,  op.rstd.data,    op.dout.data,
+                                   op.dx.data,    op.dbranch.data, columns};
     const int64_t block = gain_block(rows), blocks = block_count(rows, block);
     const int64_t part_bytes = columns * int64_t(size_of(op.dgain.dtype));
     Scratch scratch(op.workspace);
@@ -116,7 +116,8 @@ void CpuBackend::rmsnorm_backward(const RmsNormBackward& op) {
         kernels_.rmsnorm_backward(args, begin, end, parts + begin / block * part_bytes);
     });
     for (int64_t b = 0; b < blocks; ++b) {
-        kernels_.add(op.dgain.dtype, op.dgain.data, parts + b * part_bytes, op.dgain.dtype, columns);
+        kernels_.add(op.dgain.dtype, op.dgain.data, parts + b * part_bytes, op.dgain.dtype,
+                     columns);
     }
 }
 
@@ -126,8 +127,8 @@ void CpuBackend::rope(const Rope& op) {
     assert(head_size % 2 == 0 && stride == (op.heads + 2 * op.kv_heads) * head_size);
     assert(op.table.shape[0] >= positions && op.table.shape[1] == head_size / 2);
     assert(op.table.dtype == master_of(op.qkv.dtype));
-    const RopeRows args{op.qkv.dtype, op.qkv.data,           op.table.data, positions,
-                        stride,       op.heads + op.kv_heads, head_size,     op.inverse};
+    const RopeRows args{op.qkv.dtype,           op.qkv.data, op.table.data, positions, stride,
+                        op.heads + op.kv_heads, head_size,   op.inverse};
     parallel_blocks(threads_, op.qkv.shape[0] * positions, row_block,
                     [&](int64_t begin, int64_t end) { kernels_.rope(args, begin, end); });
 }
@@ -145,15 +146,16 @@ void CpuBackend::swiglu_backward(const SwigluBackward& op) {
     assert(op.gate_up.count() == 2 * op.dout.count() && op.dout.dtype == op.gate_up.dtype);
     assert(op.dgate_up.count() == op.gate_up.count() && op.dgate_up.dtype == op.gate_up.dtype);
     const SwigluRows args{op.dout.dtype, op.gate_up.data, op.dout.data, op.dgate_up.data, width};
-    parallel_blocks(threads_, op.dout.count() / width, row_block,
-                    [&](int64_t begin, int64_t end) { kernels_.swiglu_backward(args, begin, end); });
+    parallel_blocks(threads_, op.dout.count() / width, row_block, [&](int64_t begin, int64_t end) {
+        kernels_.swiglu_backward(args, begin, end);
+    });
 }
 
 void CpuBackend::classifier(const Classifier& op) {
     const int64_t rows = op.targets.count();
     assert(rows > 0 && op.logits.count() % rows == 0 && op.losses.count() == rows);
     assert(op.losses.dtype == master_of(op.logits.dtype) && op.targets.dtype == DType::i32);
-    const ClassifierRows args{op.logits.dtype, op.logits.data, op.targets.as<int32_t>(),
+    const ClassifierRows args{op.logits.dtype, op.logits.data,           op.targets.as<int32_t>(),
                               op.losses.data,  op.logits.count() / rows, op.gradient_scale};
     parallel_blocks(threads_, rows, 1,
                     [&](int64_t begin, int64_t end) { kernels_.classifier(args, begin, end); });

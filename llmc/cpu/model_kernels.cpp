@@ -30,7 +30,8 @@ void rmsnorm_forward_rows(const RmsNormForwardRows& a, int64_t begin, int64_t en
             if (branch) {
                 branch += n * a.columns;
 #pragma omp simd
-                for (int64_t i = 0; i < a.columns; ++i) store(sum[i], widen(x[i]) + widen(branch[i]));
+                for (int64_t i = 0; i < a.columns; ++i)
+                    store(sum[i], widen(x[i]) + widen(branch[i]));
             } else if (sum != x) {
                 for (int64_t i = 0; i < a.columns; ++i) sum[i] = x[i];
             }
@@ -173,7 +174,8 @@ void classifier_rows(const ClassifierRows& a, int64_t begin, int64_t end) {
             top = value > top ? value : top;
         }
         const double total = sum_of_exponentials(logits, a.columns, top);
-        const double below_top = static_cast<double>(top) - static_cast<double>(widen(logits[target]));
+        const double below_top =
+            static_cast<double>(top) - static_cast<double>(widen(logits[target]));
         losses[n] = static_cast<W>(__builtin_log(total) + below_top);
         if (a.gradient_scale == 0) continue;
         const W at_target = exponential(widen(logits[target]) - top);

@@ -1,5 +1,6 @@
 // Newton-Schulz orthogonalisation: with X wide (m <= n), two symmetric products of size m and one
-// full product a step, 2 m^2 (2 n + m) operations where the three plain products take 4 m^2 n + 2 m^3.
+// full product a step, 2 m^2 (2 n + m) operations where the three plain products take 4 m^2 n + 2
+// m^3.
 //   A = X X^T,  B = a I + b A + c A^2,  X = B X
 #include <algorithm>
 #include <cmath>

@@ -141,24 +141,15 @@ def read_merges(path, merges_path, ids_path):
                       max(written_ids.values()) + 1)
 
 
-def character_class(wanted):
-    """The code points of which wanted() is true, as the inside of [...]."""
-    found = []
-    for code in range(sys.maxunicode + 1):
-        if wanted(code):
-            if found and found[-1][1] == code - 1:
-                found[-1][1] = code
-            else:
-                found.append([code, code])
-    return "".join(f"\\U{first:08x}-\\U{last:08x}" for first, last in found)
-
-
 def split_pattern():
     """PATTERN for Python's re, which knows no \\p; \\s is Unicode's White_Space."""
-    category = [unicodedata.category(chr(code))[0] for code in range(sys.maxunicode + 1)]
-    letter = character_class(lambda code: category[code] == "L")
-    number = character_class(lambda code: category[code] == "N")
-    space = character_class(lambda code: chr(code).isspace() and not 0x1C <= code < 0x20)
+    categories = "".join(unicodedata.category(chr(code))[0] for code in range(sys.maxunicode + 1))
+
+    def inside(category):  # the code points of a category, as the inside of [...]
+        return "".join(f"\\U{run.start():08x}-\\U{run.end() - 1:08x}"
+                       for run in re.finditer(category + "+", categories))
+
+    letter, number, space = inside("L"), inside("N"), r"\t-\r\x85" + inside("Z")
     pattern = PATTERN.replace(r"(?!\S)", f"(?![^{space}])").replace(r"[^\s", f"[^{space}")
     pattern = pattern.replace(r"\s", f"[{space}]")
     pattern = pattern.replace(r"\p{L}\p{N}", letter + number)

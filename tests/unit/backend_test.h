@@ -1,10 +1,10 @@
 // What the tests of backend operations share. They are written over the Backend interface, so that
 // each new backend runs the same tests: it adds its name to test_backends().
 //
-// Tests work with values in double: put() rounds them to a tensor's type, get() reads them back, and
-// references are templates over the type of their arithmetic. The criterion for fp32 and bf16 is
-// FlashAttention's: the error against float64 may be at most twice that of the plain algorithm in
-// the same precision.
+// Tests work with values in double: put() rounds them to a tensor's type, get() reads them back,
+// and references are templates over the type of their arithmetic. The criterion for fp32 and bf16
+// is FlashAttention's: the error against float64 may be at most twice that of the plain algorithm
+// in the same precision.
 #pragma once
 
 #include <gtest/gtest.h>
@@ -110,9 +110,15 @@ class BackendTest : public ::testing::TestWithParam<std::string> {
             const float single = static_cast<float>(values[i]);
             const uint16_t half = float_to_bf16(single);
             switch (type) {
-                case DType::f64: std::memcpy(&host[8 * i], &values[i], 8); break;
-                case DType::f32: std::memcpy(&host[4 * i], &single, 4); break;
-                default: std::memcpy(&host[2 * i], &half, 2); break;
+                case DType::f64:
+                    std::memcpy(&host[8 * i], &values[i], 8);
+                    break;
+                case DType::f32:
+                    std::memcpy(&host[4 * i], &single, 4);
+                    break;
+                default:
+                    std::memcpy(&host[2 * i], &half, 2);
+                    break;
             }
         }
         backend_->copy_in(tensor, host.data());
@@ -138,7 +144,9 @@ class BackendTest : public ::testing::TestWithParam<std::string> {
             float single;
             uint16_t half;
             switch (tensor.dtype) {
-                case DType::f64: std::memcpy(&values[i], &host[8 * i], 8); break;
+                case DType::f64:
+                    std::memcpy(&values[i], &host[8 * i], 8);
+                    break;
                 case DType::f32:
                     std::memcpy(&single, &host[4 * i], 4);
                     values[i] = single;
@@ -193,10 +201,9 @@ class BackendTest : public ::testing::TestWithParam<std::string> {
     std::vector<Guard> guards_;
 };
 
-#define LMO_ON_ALL_BACKENDS(Suite)                                                        \
-    INSTANTIATE_TEST_SUITE_P(Backends, Suite, ::testing::ValuesIn(test_backends()),       \
-                             [](const ::testing::TestParamInfo<std::string>& info) {      \
-                                 return info.param;                                       \
-                             })
+#define LMO_ON_ALL_BACKENDS(Suite)                             \
+    INSTANTIATE_TEST_SUITE_P(                                  \
+        Backends, Suite, ::testing::ValuesIn(test_backends()), \
+        [](const ::testing::TestParamInfo<std::string>& info) { return info.param; })
 
 }  // namespace lmo

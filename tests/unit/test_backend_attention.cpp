@@ -27,13 +27,16 @@ Result reference(const Case& c, const Values& qkv, const Values& dout) {
     for (int64_t b = 0; b < c.batch; ++b) {
         for (int64_t h = 0; h < H; ++h) {
             const int64_t kv = h / (H / K);
-            const auto at = [&](int64_t t, int64_t slot) { return (b * c.positions + t) * W + slot * D; };
+            const auto at = [&](int64_t t, int64_t slot) {
+                return (b * c.positions + t) * W + slot * D;
+            };
             for (int64_t t = 0; t < c.positions; ++t) {
                 T top = -std::numeric_limits<T>::infinity(), total = 0;
                 for (int64_t s = 0; s <= t; ++s) {
                     T dot = 0;
                     for (int64_t d = 0; d < D; ++d) {
-                        dot += static_cast<T>(qkv[at(t, h) + d]) * static_cast<T>(qkv[at(s, H + kv) + d]);
+                        dot += static_cast<T>(qkv[at(t, h) + d]) *
+                               static_cast<T>(qkv[at(s, H + kv) + d]);
                     }
                     p[s] = dot * scale;
                     top = std::max(top, p[s]);
@@ -120,7 +123,8 @@ class AttentionTest : public BackendTest {
 
     // The backward pass takes sum_s P dP from the stored `out`, which differs from the sum in the
     // loops above by a few roundings; they do not cancel in dS.
-    void check_gradient(DType type, const Result& actual, const Result& exact, const Result& plain) {
+    void check_gradient(DType type, const Result& actual, const Result& exact,
+                        const Result& plain) {
         const double allowed = 2 * largest_difference(round_to(type, plain.dqkv), exact.dqkv);
         EXPECT_LE(largest_difference(actual.dqkv, exact.dqkv),
                   allowed + 4 * half_ulp(type) * largest(exact.dqkv));

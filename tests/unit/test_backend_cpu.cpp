@@ -9,8 +9,8 @@ namespace lmo {
 namespace {
 
 template <typename T>
-void check_plain_gemm(const cpu::Kernels& kernels, int64_t m, int64_t n, int64_t k, bool ta, bool tb,
-                      T beta) {
+void check_plain_gemm(const cpu::Kernels& kernels, int64_t m, int64_t n, int64_t k, bool ta,
+                      bool tb, T beta) {
     const cpu::Blas blas(kernels, 2);
     const int64_t lda = (ta ? m : k) + 3, ldb = (tb ? k : n) + 1, ldc = n + 2;
     const auto make = [](int64_t count, uint64_t seed) {
@@ -27,9 +27,11 @@ void check_plain_gemm(const cpu::Kernels& kernels, int64_t m, int64_t n, int64_t
         for (int64_t j = 0; j < n; ++j) {
             double sum = 0;
             for (int64_t l = 0; l < k; ++l) {
-                sum += double(a[ta ? l * lda + i : i * lda + l]) * double(b[tb ? j * ldb + l : l * ldb + j]);
+                sum += double(a[ta ? l * lda + i : i * lda + l]) *
+                       double(b[tb ? j * ldb + l : l * ldb + j]);
             }
-            const double exact = 0.5 * sum + (beta == 0 ? 0.0 : double(beta) * double(old[i * ldc + j]));
+            const double exact =
+                0.5 * sum + (beta == 0 ? 0.0 : double(beta) * double(old[i * ldc + j]));
             ASSERT_NEAR(c[i * ldc + j], exact, allowed) << i << ", " << j;
         }
         for (int64_t j = n; j < ldc; ++j) {  // padding is left alone
@@ -52,27 +54,47 @@ TEST(CpuKernels, PlainGemmOfEveryInstructionSet) {
     }
 }
 
+// Results of several kernels with one table.
+std::vector<float> results_of(const cpu::Kernels& kernels) {
+    const int64_t rows = 3, columns = 1002;
+    const Values values = random_values(rows * columns, 1, 4.0);
+    const std::vector<int32_t> targets = {5, 1001, 0};
+    const std::vector<float> x(values.begin(), values.end());
+    std::vector<float> logits = x, losses(rows), scores = x, lse(rows), silu(x.size() / 2);
+    std::vector<float> normed(x.size()), rstd(rows), moved = x, first = x, second(x.size(), 0.5f);
+    const cpu::ClassifierRows classifier{DType::f32,    logits.data(), targets.data(),
+                                         losses.data(), columns,       1.0};
+    kernels.classifier(classifier, 0, rows);
+    kernels.softmax(DType::f32,
+                    {rows, columns, 700, scores.data(), lse.data(), nullptr, nullptr, 0});
+    kernels.swiglu_forward({DType::f32, x.data(), nullptr, silu.data(), columns / 2}, 0, rows);
+    kernels.rmsnorm_forward({DType::f32, DType::f32, x.data(), nullptr, x.data(), nullptr,
+                             normed.data(), rstd.data(), columns, 1e-5},
+                            0, rows);
+    kernels.adam({DType::f32, moved.data(), first.data(), second.data(), 1, 0.9, 0.99, 1e-8, 2, 3},
+                 0, rows * columns);
+    std::vector<float> all;
+    for (const auto* part :
+         {&logits, &losses, &scores, &lse, &silu, &normed, &rstd, &moved, &first}) {
+        all.insert(all.end(), part->begin(), part->end());
+    }
+    return all;
+}
+
 // All instruction sets compute the same functions, up to rounding.
 TEST(CpuKernels, InstructionSetsAgree) {
-    const int64_t rows = 3, columns = 1000;
-    const Values values = random_values(rows * columns, 1, 4.0);
-    const std::vector<int32_t> targets = {5, 999, 0};
-    std::vector<float> first;
+    const std::vector<float> baseline = results_of(cpu::supported_kernels().front());
     for (const cpu::Kernels& kernels : cpu::supported_kernels()) {
-        std::vector<float> logits(values.begin(), values.end()), losses(rows);
-        kernels.classifier({DType::f32, logits.data(), targets.data(), losses.data(), columns, 1.0},
-                           0, rows);
-        logits.insert(logits.end(), losses.begin(), losses.end());
-        std::vector<float> silu(values.size() / 2);
-        kernels.swiglu_forward({DType::f32, values.data(), nullptr, silu.data(), 1}, 0, 0);
-        if (first.empty()) first = logits;
-        for (size_t i = 0; i < first.size(); ++i) {
-            ASSERT_NEAR(logits[i], first[i], 1e-6 * (1 + std::abs(first[i]))) << kernels.isa;
+        const std::vector<float> results = results_of(kernels);
+        for (size_t i = 0; i < results.size(); ++i) {
+            ASSERT_NEAR(results[i], baseline[i], 2e-6 * (1 + std::abs(baseline[i])))
+                << kernels.isa << " at " << i;
         }
     }
 }
 
-// oneDNN's bf16 products also exist, slowly, on processors without AMX, so they can be checked there.
+// oneDNN's bf16 products also exist, slowly, on processors without AMX, so they can be checked
+// there.
 TEST(CpuBf16, PrimitivesMatchTheProductOfTheRoundedOperands) {
     cpu::Bf16Matmul matmul;
     const int64_t batch = 2, m = 33, n = 65, k = 40;

@@ -46,8 +46,10 @@ class GemmTest : public BackendTest {
         const Values c = round_to(c_type, p.beta == 0 ? Values(batch * p.m * p.n, NAN)
                                                       : random_values(batch * p.m * p.n, 3));
         Gemm op;
-        op.a = put(compute, p.transpose_a ? shape_of(p.batch, p.k, p.m) : shape_of(p.batch, p.m, p.k), a);
-        op.b = put(compute, p.transpose_b ? shape_of(p.batch, p.n, p.k) : shape_of(p.batch, p.k, p.n), b);
+        op.a = put(compute,
+                   p.transpose_a ? shape_of(p.batch, p.k, p.m) : shape_of(p.batch, p.m, p.k), a);
+        op.b = put(compute,
+                   p.transpose_b ? shape_of(p.batch, p.n, p.k) : shape_of(p.batch, p.k, p.n), b);
         op.c = put(c_type, shape_of(p.batch, p.m, p.n), c);
         op.transpose_a = p.transpose_a;
         op.transpose_b = p.transpose_b;
@@ -125,8 +127,8 @@ TEST_P(GemmTest, EqualBitsEachTime) {
 
 TEST_P(GemmTest, SymmetricProduct) {
     for (const auto& [compute, c_type] : types) {
-        for (const auto& [batch, m, k] :
-             {std::tuple{0, 1, 1}, std::tuple{0, 70, 33}, std::tuple{0, 129, 300}, std::tuple{3, 17, 65}}) {
+        for (const auto& [batch, m, k] : {std::tuple{0, 1, 1}, std::tuple{0, 70, 33},
+                                          std::tuple{0, 129, 300}, std::tuple{3, 17, 65}}) {
             for (const double beta : {0.0, -0.75}) {
                 const int64_t count = std::max(batch, 1);
                 const Values a = round_to(compute, random_values(count * m * k, 1));

@@ -30,7 +30,8 @@ double dot(const Values& a, const Values& b) {
 
 class ModelOpsTest : public BackendTest {};
 
-// ---- embedding -----------------------------------------------------------------------------------
+// ---- embedding
+// -----------------------------------------------------------------------------------
 
 TEST_P(ModelOpsTest, EmbeddingForward) {
     for (const DType type : compute_types) {
@@ -50,7 +51,8 @@ TEST_P(ModelOpsTest, EmbeddingBackwardAddsEqualIdsInOrder) {
         const int64_t count = 700, columns = 33, vocabulary = 19;
         std::vector<int32_t> ids;
         for (int64_t i = 0; i < count; ++i) {  // id 4 never occurs, id 0 often
-            const auto id = static_cast<int32_t>(random_bits(5, 0, i) % 2 * (random_bits(5, 1, i) % 19));
+            const auto id =
+                static_cast<int32_t>(random_bits(5, 0, i) % 2 * (random_bits(5, 1, i) % 19));
             ids.push_back(id == 4 ? 18 : id);
         }
         const Values dout = round_to(type, random_values(count * columns, 1));
@@ -71,7 +73,8 @@ TEST_P(ModelOpsTest, EmbeddingBackwardAddsEqualIdsInOrder) {
     }
 }
 
-// ---- RMSNorm -------------------------------------------------------------------------------------
+// ---- RMSNorm
+// -------------------------------------------------------------------------------------
 
 struct Normed {
     Values sum, out, rstd, dx, dgain;
@@ -166,10 +169,10 @@ class RmsNormTest : public BackendTest {
             EXPECT_LE(largest_difference(actual.sum, sum), 2 * half_ulp(c.residual) * largest(sum));
         }
         const Values none;
-        const auto exact = rmsnorm<double>(c.rows, c.columns, actual.sum, none, gain, 1e-5, dout,
-                                           dx, dgain);
-        const auto plain = rmsnorm<float>(c.rows, c.columns, actual.sum, none, gain, 1e-5, dout, dx,
-                                          dgain);
+        const auto exact =
+            rmsnorm<double>(c.rows, c.columns, actual.sum, none, gain, 1e-5, dout, dx, dgain);
+        const auto plain =
+            rmsnorm<float>(c.rows, c.columns, actual.sum, none, gain, 1e-5, dout, dx, dgain);
         expect_accurate(c.compute, actual.out, exact.out, plain.out);
         expect_accurate(master, actual.rstd, exact.rstd, plain.rstd);
         expect_accurate(c.residual, actual.dx, exact.dx, plain.dx);
@@ -204,7 +207,8 @@ TEST_P(RmsNormTest, ZerosStayZero) {
 
 TEST_P(RmsNormTest, FiniteDifferences) {
     const NormCase c{3, 5, DType::f64, DType::f64, true, false};
-    const Values x = random_values(15, 1), branch = random_values(15, 2), gain = random_values(5, 3);
+    const Values x = random_values(15, 1), branch = random_values(15, 2),
+                 gain = random_values(5, 3);
     const Values dout = random_values(15, 4), zero(15, 0.0), zero_gain(5, 0.0);
     const Normed r = run(c, x, branch, gain, dout, zero, zero_gain);
     const auto loss = [&](const Values& x_, const Values& gain_) {
@@ -230,7 +234,8 @@ TEST_P(RmsNormTest, EqualBitsForAnyNumberOfThreads) {
     EXPECT_EQ(single.dx, first.dx);
 }
 
-// ---- RoPE ----------------------------------------------------------------------------------------
+// ---- RoPE
+// ----------------------------------------------------------------------------------------
 
 Values rope_table(int64_t positions, int64_t size) {
     Values table;
@@ -272,7 +277,8 @@ TEST_P(ModelOpsTest, RopeRotatesQueriesAndKeys) {
     }
 }
 
-// ---- SwiGLU --------------------------------------------------------------------------------------
+// ---- SwiGLU
+// --------------------------------------------------------------------------------------
 
 template <typename T>
 void swiglu(const Values& gate_up, const Values& dout, int64_t width, Values& out, Values& din) {
@@ -330,11 +336,12 @@ TEST_P(ModelOpsTest, SwigluFiniteDifferencesAndExtremes) {
     EXPECT_TRUE(std::isnan(out[3]));
 }
 
-// ---- classifier ----------------------------------------------------------------------------------
+// ---- classifier
+// ----------------------------------------------------------------------------------
 
 template <typename T>
-void cross_entropy(const Values& logits, const std::vector<int32_t>& targets, T scale, Values& losses,
-                   Values& gradient) {
+void cross_entropy(const Values& logits, const std::vector<int32_t>& targets, T scale,
+                   Values& losses, Values& gradient) {
     const int64_t rows = static_cast<int64_t>(targets.size());
     const int64_t columns = static_cast<int64_t>(logits.size()) / rows;
     losses.assign(rows, 0.0);

@@ -13,7 +13,8 @@ const std::vector<int64_t> counts = {1, 40000, 63, 70001};
 
 class OptimizerOpsTest : public BackendTest {
   protected:
-    std::vector<Tensor> put_list(DType type, uint64_t seed, double scale = 1.0, bool positive = false) {
+    std::vector<Tensor> put_list(DType type, uint64_t seed, double scale = 1.0,
+                                 bool positive = false) {
         std::vector<Tensor> list;
         for (size_t i = 0; i < counts.size(); ++i) {
             Values values = random_values(counts[i], seed + 100 * i, scale);
@@ -32,7 +33,8 @@ class OptimizerOpsTest : public BackendTest {
     }
 
     // Each element within a few roundings of the formula in double, relative to `size`.
-    void expect_elements(DType type, const Values& actual, const Values& exact, const Values& size) {
+    void expect_elements(DType type, const Values& actual, const Values& exact,
+                         const Values& size) {
         ASSERT_EQ(actual.size(), exact.size());
         const double allowed = (type == DType::f64 ? 8 : 12) * half_ulp(type);
         for (size_t i = 0; i < exact.size(); ++i) {
@@ -41,7 +43,8 @@ class OptimizerOpsTest : public BackendTest {
     }
 };
 
-// ---- momentum ------------------------------------------------------------------------------------
+// ---- momentum
+// ------------------------------------------------------------------------------------
 
 TEST_P(OptimizerOpsTest, Momentum) {
     const double u_m = 0.9025, u_g = 1.95, m_m = 0.95, m_g = 1.0, factor = 0.37;
@@ -49,7 +52,8 @@ TEST_P(OptimizerOpsTest, Momentum) {
         for (const bool clipped : {false, true}) {
             const auto x = put_list(type, 1), m = put_list(type, 2);
             const auto old_x = get_list(x), old_m = get_list(m);
-            const Momentum op{x, m, clipped ? put(DType::f64, {1}, {factor}) : Tensor{}, u_m, u_g, m_m, m_g};
+            const Momentum op{
+                x, m, clipped ? put(DType::f64, {1}, {factor}) : Tensor{}, u_m, u_g, m_m, m_g};
             backend_->momentum(op);
             for (size_t i = 0; i < x.size(); ++i) {
                 Values new_x, new_m, size;
@@ -72,7 +76,8 @@ TEST_P(OptimizerOpsTest, MomentumWithoutState) {
     EXPECT_EQ(get(x[0]), (Values{0.125, -0.25, 0.5}));
 }
 
-// ---- Adam ----------------------------------------------------------------------------------------
+// ---- Adam
+// ----------------------------------------------------------------------------------------
 
 TEST_P(OptimizerOpsTest, AdamBothPlacesOfEps) {
     const double beta1 = 0.8, beta2 = 0.999, eps = 1e-3, factor = 0.7;
@@ -110,13 +115,15 @@ TEST_P(OptimizerOpsTest, AdamBothPlacesOfEps) {
 }
 
 TEST_P(OptimizerOpsTest, AdamOfZerosIsZero) {
-    const std::vector<Tensor> x = {put(DType::f32, {2}, {0, 0})}, m = {put(DType::f32, {2}, {0, 0})},
+    const std::vector<Tensor> x = {put(DType::f32, {2}, {0, 0})},
+                              m = {put(DType::f32, {2}, {0, 0})},
                               v = {put(DType::f32, {2}, {0, 0})};
     backend_->adam({x, m, v, Tensor{}, put(DType::f64, {1}, {0}), 0.9, 0.999, 1e-8, false});
     EXPECT_EQ(get(x[0]), (Values{0, 0}));
 }
 
-// ---- sign, Frobenius -----------------------------------------------------------------------------
+// ---- sign, Frobenius
+// -----------------------------------------------------------------------------
 
 TEST_P(OptimizerOpsTest, Sign) {
     for (const DType type : master_types) {
@@ -157,7 +164,8 @@ TEST_P(OptimizerOpsTest, FrobeniusNormalizeEachByItsOwnNorm) {
     EXPECT_EQ(get(zero[0]), (Values{0, 0, 0}));
 }
 
-// ---- apply ---------------------------------------------------------------------------------------
+// ---- apply
+// ---------------------------------------------------------------------------------------
 
 TEST_P(OptimizerOpsTest, ApplyWithRadiusDecayAndCopies) {
     const std::vector<double> radius = {1, 0.2, 3, 0.5}, decay = {0, 0.1, 0.01, 0};
@@ -190,7 +198,8 @@ TEST_P(OptimizerOpsTest, ApplyWithRadiusDecayAndCopies) {
     }
 }
 
-// ---- Newton-Schulz -------------------------------------------------------------------------------
+// ---- Newton-Schulz
+// -------------------------------------------------------------------------------
 
 Values multiply(const Values& a, const Values& b, int64_t m, int64_t k, int64_t n) {
     Values c(m * n, 0.0);
@@ -241,7 +250,8 @@ TEST_P(OptimizerOpsTest, NewtonSchulzOfAllShapes) {
                                std::pair{33, 130}, std::pair{130, 33}, std::pair{96, 70}}) {
         for (const DType type : master_types) {
             std::vector<Tensor> list;
-            for (int i = 0; i < 3; ++i) list.push_back(put(type, {m, n}, random_values(m * n, 7 + i)));
+            for (int i = 0; i < 3; ++i)
+                list.push_back(put(type, {m, n}, random_values(m * n, 7 + i)));
             const auto old = get_list(list);
             NewtonSchulz op{list, jordan, 1.01, 1e-7, {}};
             give_workspace(op);
@@ -304,7 +314,8 @@ TEST_P(OptimizerOpsTest, NewtonSchulzOfZeroIsZeroAndOfNanIsNan) {
     EXPECT_TRUE(std::isnan(get(list[0])[0]));
 }
 
-// ---- all -----------------------------------------------------------------------------------------
+// ---- all
+// -----------------------------------------------------------------------------------------
 
 TEST_P(OptimizerOpsTest, EqualBitsEachTime) {
     const auto once = [&] {
@@ -313,7 +324,8 @@ TEST_P(OptimizerOpsTest, EqualBitsEachTime) {
         FrobeniusNormalize normalise{x, 1e-8, {}};
         give_workspace(normalise);
         backend_->frobenius_normalize(normalise);
-        const std::vector<Tensor> matrices = {x[3].slice(0, {100, 150}), x[3].slice(15000, {100, 150})};
+        const std::vector<Tensor> matrices = {x[3].slice(0, {100, 150}),
+                                              x[3].slice(15000, {100, 150})};
         NewtonSchulz op{matrices, jordan, 1.0, 1e-7, {}};
         give_workspace(op);
         backend_->newton_schulz(op);
