@@ -7,6 +7,7 @@
 import sys
 import unicodedata
 
+VERSION = unicodedata.unidata_version
 # The property White_Space, which Python's unicodedata does not have. str.isspace() is this and the
 # separators U+001C .. U+001F, which regular expressions' \s does not match.
 NOT_SPACE = range(0x1C, 0x20)
@@ -38,8 +39,7 @@ def table(name, found):
 def main():
     category = lambda code: unicodedata.category(chr(code))[0]
     text = f"""\
-// Code point ranges of Unicode {unicodedata.unidata_version}: letters (categories L*), numbers (N*), \
-white space.
+// Ranges of Unicode {VERSION}: letters (categories L*), numbers (N*), white space.
 // Written by dev/make_unicode_tables.py; do not edit.
 #pragma once
 

@@ -64,8 +64,8 @@ class CliTest(unittest.TestCase):
         return name
 
     def run_cli(self, *arguments, environment=None, **options):
-        process = subprocess.run([TRAIN_GPT, *map(str, arguments)], cwd=self.folder, text=True,
-                                 capture_output=True, env={**os.environ, **(environment or {})},
+        process = subprocess.run([TRAIN_GPT, *map(str, arguments)], cwd=self.folder, encoding='utf-8',
+                                 errors='replace', capture_output=True, env={**os.environ, **(environment or {})},
                                  timeout=300, **options)
         return Result(process)
 
@@ -75,7 +75,8 @@ class CliTest(unittest.TestCase):
         return result
 
     def metrics(self, run='run', kind=None):
-        lines = [json.loads(line) for line in (self.folder / run / 'metrics.jsonl').open()]
+        text = (self.folder / run / 'metrics.jsonl').read_text()
+        lines = [json.loads(line) for line in text.splitlines()]
         return [line for line in lines if kind is None or line['type'] == kind]
 
     def checkpoint(self, step, run='run'):

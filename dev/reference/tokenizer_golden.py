@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
-"""Makes tests/data/tokenizer/: a tiny byte-level BPE vocabulary in both file formats, and texts with
-the pieces and token ids that a reference finds.
+"""Makes tests/data/tokenizer/: a tiny byte-level BPE vocabulary in both file formats, and texts
+with the pieces and token ids that a reference finds.
 
 The reference is independent of ours: the package regex cuts the text by GPT-2's pattern, and the
 encoding is the textbook loop (merge all occurrences of the best pair, look again). Run from the
@@ -37,14 +37,15 @@ the step. There, then, the other thing that the theory thinks through is the end
 """
 
 TEXTS = [
-    "", " ", "  ", "\n", "a", "Hello world", "  two  spaces  ", " trailing space ", "tab\tand\nline\n\n",
-    "it's they're we've I'm you'll he'd can't", "IT'S O'CLOCK 's'x 're''ve", " 's 't ' d'", "don''t",
-    "in 1000 steps, 3.14 or 2nd; x1y2", "½ ² Ⅷ ٣ 三 ", "Größe wächst", "L'été était là", "学习率 先上升",
-    "Скорость растёт.", "e\u0301 combining", "emoji 🙂🙃 👍🏽!", "nbsp\u00a0and\u3000wide\u2003em",
-    "\u2028line\u2029para\u0085next", "zero\u200bwidth\ufeffbom", "\x1c\x1d\x1e\x1f separators", "\x00\x01",
-    "a\r\nb\r\n\r\n  c", "    for step in range(steps):\n        loss = train(step)\n", "!?... --- ***",
-    " !a 1a! a1 !1", "𝔘𝔫𝔦 𝟙𝟚 𐍈", "<|endoftext|>", "the theory thinks through the thread" * 3, "t" * 50,
-    " " * 37 + "x", "\n" * 9 + "\t\t ",
+    "", " ", "  ", "\n", "a", "Hello world", "  two  spaces  ", " trailing space ",
+    "tab\tand\nline\n\n", "it's they're we've I'm you'll he'd can't", "IT'S O'CLOCK 's'x 're''ve",
+    " 's 't ' d'", "don''t", "in 1000 steps, 3.14 or 2nd; x1y2", "½ ² Ⅷ ٣ 三 ", "Größe wächst",
+    "L'été était là", "学习率 先上升", "Скорость растёт.", "e\u0301 combining", "emoji 🙂🙃 👍🏽!",
+    "nbsp\u00a0and\u3000wide\u2003em", "\u2028line\u2029para\u0085next",
+    "zero\u200bwidth\ufeffbom", "\x1c\x1d\x1e\x1f separators", "\x00\x01", "a\r\nb\r\n\r\n  c",
+    "    for step in range(steps):\n        loss = train(step)\n", "!?... --- ***",
+    " !a 1a! a1 !1", "𝔘𝔫𝔦 𝟙𝟚 𐍈", "<|endoftext|>", "the theory thinks through the thread" * 3,
+    "t" * 50, " " * 37 + "x", "\n" * 9 + "\t\t ",
 ]
 ALPHABET = list("aZé中1²½'strevmld  \n\t!-") + ["\u00a0", "\u3000", "🙂", "\u0301", "\u200b", "\x1c", "𐍈"]
 

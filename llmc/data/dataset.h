@@ -1,7 +1,7 @@
 // Token files as one long list of training sequences.
 //
-// Formats: llm.c shards (256 int32 of header: magic 20240520, version 1, token count; then uint16) and
-// headerless little-endian uint16 (nanoGPT, llm-baselines); told apart by the header. Files are
+// Formats: llm.c shards (256 int32 of header: magic 20240520, version 1, token count; then uint16)
+// and headerless little-endian uint16 (nanoGPT, llm-baselines); told apart by the header. Files are
 // memory-mapped. In each file sequence i covers tokens i*T .. i*T + T (T inputs and the T targets
 // one later); the rest of a file that does not fill a sequence is left out.
 #pragma once
@@ -50,8 +50,8 @@ class Dataset {
     int64_t sequences() const { return sequences_; }
     int64_t sequence_length() const { return sequence_length_; }
     int64_t tokens() const;  // in all files
-    // Copies sequence `index`: inputs[T] and targets[T]. Throws Error naming file and token position
-    // when an id is not below vocab_size.
+    // Copies sequence `index`: inputs[T] and targets[T]. Throws Error naming file and token
+    // position when an id is not below vocab_size.
     void copy_sequence(int64_t index, int32_t* inputs, int32_t* targets) const;
 
   private:

@@ -1,6 +1,7 @@
 // The global order of samples: for each epoch a permutation of all sequences, a pure function of
 // (seed, epoch), independent of ranks and micro-batch. Position p of the endless stream is sample
-// permutation(seed, p / n)[p % n]; a run's whole data state is therefore the number of samples read.
+// permutation(seed, p / n)[p % n]; a run's whole data state is therefore the number of samples
+// read.
 #pragma once
 
 #include <cstdint>

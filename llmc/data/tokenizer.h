@@ -18,8 +18,8 @@ class Tokenizer {
     virtual int64_t vocab_size() const = 0;
 };
 
-// "bytes" (vocabulary 256), "gpt2" (GPT-2's byte-level BPE from data/gpt2/), or the path of a folder
-// with vocab.bpe + encoder.json (or merges.txt + vocab.json) or of a .tiktoken file. Throws
+// "bytes" (vocabulary 256), "gpt2" (GPT-2's byte-level BPE from data/gpt2/), or the path of a
+// folder with vocab.bpe + encoder.json (or merges.txt + vocab.json) or of a .tiktoken file. Throws
 // UsageError saying what was looked for.
 std::unique_ptr<Tokenizer> make_tokenizer(const std::string& name);
 

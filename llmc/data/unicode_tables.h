@@ -1,4 +1,4 @@
-// Code point ranges of Unicode 14.0.0: letters (categories L*), numbers (N*), white space.
+// Ranges of Unicode 14.0.0: letters (categories L*), numbers (N*), white space.
 // Written by dev/make_unicode_tables.py; do not edit.
 #pragma once
 

@@ -2,6 +2,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdio>
+#include <limits>
 #include <sstream>
 
 #include "llmc/io/files.h"
@@ -49,25 +50,37 @@ struct RateTable {
     }
 };
 
+// Only fixed schedules cannot do without the length of the run: an adaptive warm-up has its curve.
+ScheduleConfig with_steps(ScheduleConfig schedule) {
+    if (schedule.steps > 0) return schedule;
+    if (schedule.warmup.type != WarmupType::adaptive) {
+        throw UsageError("run.steps is missing: a fixed schedule depends on the length of the run");
+    }
+    schedule.steps = std::numeric_limits<int32_t>::max();
+    return schedule;
+}
+
 // A run that sees these losses at its updates 0, 1, ...
 RateTable follow_losses(const Config& config, Schedule schedule,
                         const std::vector<double>& losses) {
     RateTable table;
-    const int64_t count = std::min<int64_t>(losses.size(), config.schedule.steps);
+    const int64_t count = std::min<int64_t>(losses.size(), with_steps(config.schedule).steps);
     for (int64_t i = 0; i < count; ++i) table.add(i, losses[i], schedule.next(i, losses[i]));
     return table;
 }
 
 constexpr int64_t kPoints = 21;
 
-// The curve of an adaptive warm-up: every point as if it were the first update, so that neither
-// max_fraction nor the switch plays a part.
-RateTable adaptive_curve(const Config& config, const Schedule& started, double loss0) {
+// The curve of an adaptive warm-up, from the first loss down to where it ends.
+RateTable adaptive_curve(const Config& config, const WarmupCurve& curve, double loss0) {
+    const WarmupConfig& warmup = config.schedule.warmup;
+    const double end = warmup.target_loss + curve.delta_star;
     RateTable table;
-    const double target = config.schedule.warmup.target_loss;
     for (int64_t i = 0; i < kPoints; ++i) {
-        const double loss = loss0 + (target - loss0) * static_cast<double>(i) / (kPoints - 1);
-        table.add(0, loss, Schedule(started).next(0, loss));
+        const double loss = loss0 + (end - loss0) * static_cast<double>(i) / (kPoints - 1);
+        const double rate = warmup_rate(loss - warmup.target_loss, config.schedule.lr, warmup.div,
+                                        curve.delta0, curve.delta_star);
+        table.add(i, loss, {rate, Phase::warmup, std::nullopt});
     }
     return table;
 }
@@ -75,7 +88,7 @@ RateTable adaptive_curve(const Config& config, const Schedule& started, double l
 // A fixed schedule over the whole run; it does not look at losses.
 RateTable fixed_rates(const Config& config, Schedule schedule, double loss0) {
     RateTable table;
-    const int64_t last = config.schedule.steps - 1;
+    const int64_t last = config.schedule.steps - 1;  // given: with_steps has seen to it
     for (int64_t i = 0; i < kPoints; ++i) {
         const int64_t update = i * last / (kPoints - 1);
         if (!table.updates.empty() && table.updates.back() == update) continue;
@@ -91,11 +104,11 @@ void run_schedule(const Config& config, const ScheduleOptions& options) {
         options.loss0.value_or(std::log(static_cast<double>(config.model.vocab_size)));
     const double kappa = warmup_kappa(config.optimizer, llama_parameters(config.model));
     const bool adaptive = config.schedule.warmup.type == WarmupType::adaptive;
-    Schedule schedule(config.schedule, kappa);
+    Schedule schedule(with_steps(config.schedule), kappa);
     if (adaptive) schedule.start(loss0);
     const RateTable table = !options.losses.empty()
                                 ? follow_losses(config, schedule, read_losses(options.losses))
-                            : adaptive ? adaptive_curve(config, schedule, loss0)
+                            : adaptive ? adaptive_curve(config, *schedule.curve(), loss0)
                                        : fixed_rates(config, schedule, loss0);
 
     ordered_json report = {{"kappa", kappa}};
@@ -118,7 +131,8 @@ void run_schedule(const Config& config, const ScheduleOptions& options) {
     for (const auto& [key, value] : report.items()) {
         std::printf("%-11s%.8g\n", key.c_str(), value.get<double>());
     }
-    std::printf("\n%8s %12s %14s  %s\n", "update", "loss", "lr", "phase");
+    const bool curve_only = adaptive && options.losses.empty();
+    std::printf("\n%8s %12s %14s  %s\n", curve_only ? "point" : "update", "loss", "lr", "phase");
     for (size_t i = 0; i < table.rates.size(); ++i) {
         std::printf("%8lld %12.6g %14.8g  %s\n", static_cast<long long>(table.updates[i]),
                     table.losses[i], table.rates[i], table.phases[i].c_str());

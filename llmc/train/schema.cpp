@@ -203,7 +203,7 @@ std::vector<Key> output_keys() {
          is(0), "updates between measurements of the smoothness; 0: off"},
         {"checkpoint.every", integer(0), is(0),
          "updates between checkpoints; 0: at the end only (the end is always saved)"},
-        {"checkpoint.keep", integer(1, 1e6), is(2), "checkpoints to keep"},
+        {"checkpoint.keep", integer(0, 1e6), is(2), "newest checkpoints to keep; 0: all"},
         {"log.every", integer(1), is(1), "updates between lines of metrics"},
         {"log.tensorboard", boolean(), is(true), "write TensorBoard events"},
     };

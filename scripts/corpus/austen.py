@@ -26,10 +26,9 @@ REMEDY = ("; install it (apt-get install r-cran-janeaustenr), or use another tex
 
 def read_books():
     """The novels as (name, UTF-8 bytes), from the installed package or from a download."""
-    for root in ("/", "/usr/local", os.environ.get("R_LIBS_USER", "")):
-        for folder in (os.path.join(root, FOLDER), os.path.join(root, "janeaustenr/data")):
-            if os.path.isfile(os.path.join(folder, "Rdata.rdx")):
-                return read_database(folder)
+    installed = "/" + FOLDER
+    if os.path.isfile(os.path.join(installed, "Rdata.rdx")):
+        return read_database(installed)
     with tempfile.TemporaryDirectory(prefix="prepare_data_") as folder:
         return read_database(os.path.join(download(folder), FOLDER))
 

@@ -17,7 +17,7 @@ import unicodedata
 from . import DataError
 
 PATTERN = (r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+")
-# SHA-256 of GPT-2's ranks, written as by Vocabulary.tiktoken_lines: tells that a vocabulary is GPT-2's.
+# SHA-256 of Vocabulary.tiktoken_lines() of GPT-2's vocabulary.
 GPT2_SHA256 = "306cd27f03c1a714eca7108e03d66b7dc042abe8c258b44c199a7ed9838dd930"
 END_OF_TEXT = "<|endoftext|>"
 

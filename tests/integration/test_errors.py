@@ -85,7 +85,7 @@ class ErrorTest(CliTest):
         (self.folder / 'data' / 'empty.bin').write_bytes(b'')
         self.expect_config({'data': {'train': ['data/empty.bin']}}, 'data/empty.bin', status=1)
         (self.folder / 'data' / 'tiny.bin').write_bytes(b'\0' * 6)
-        self.expect_config({'data': {'train': ['data/tiny.bin']}}, 'tiny.bin', '17', status=1)
+        self.expect_config({'data': {'train': ['data/tiny.bin']}}, 'tiny.bin', '3 tokens', '16 + 1', status=1)
 
     def test_token_id_too_large(self):
         tokens = [1] * 4000

@@ -19,7 +19,7 @@ def read_events(path):
 class TrainTest(CliTest):
     def test_learns_and_leaves_the_contract_behind(self):
         self.config({'run': {'steps': 120}, 'optimizer': {'preset': 'muon', 'lr': 0.02},
-                     'schedule': {'warmup': {'type': 'adaptive', 'target_loss': 1.5},
+                     'schedule': {'warmup': {'type': 'adaptive', 'target_loss': 3.0},
                                   'decay': {'type': 'cosine'}},
                      'eval': {'every': 50, 'batches': 4}, 'checkpoint': {'every': 40, 'keep': 2}})
         self.train()
@@ -77,11 +77,10 @@ class TrainTest(CliTest):
     def test_start_from_a_checkpoint(self):
         self.config({'run': {'steps': 60}})
         self.train()
-        trained = self.metrics(kind='train')[-1]['loss']
         self.config({'run': {'dir': 'second', 'steps': 2}, 'init': {'from': str(self.checkpoint(60))}})
         self.train()
-        first = self.metrics('second', 'train')[0]['loss']
-        self.assertLess(first, trained + 0.3)
+        # A fresh model starts at ln 64 = 4.16.
+        self.assertLess(self.metrics('second', 'train')[0]['loss'], 2.5)
 
     def test_schedule_command(self):
         """Worked example of the paper's code at LLaMA-124M, and the rates of given losses."""

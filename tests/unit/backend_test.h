@@ -79,8 +79,10 @@ inline void expect_accurate(DType type, const Values& actual, const Values& exac
         return;
     }
     ASSERT_EQ(plain.size(), exact.size());
+    // The plain algorithm's own error may be small by luck where there are few elements.
+    const double slack = (type == DType::f32 ? 4 : 1) * half_ulp(type) * scale;
     const double allowed = 2 * largest_difference(round_to(type, plain), exact);
-    EXPECT_LE(error, allowed + half_ulp(type) * scale) << "type " << to_string(type);
+    EXPECT_LE(error, allowed + slack) << "type " << to_string(type);
 }
 
 class BackendTest : public ::testing::TestWithParam<std::string> {
