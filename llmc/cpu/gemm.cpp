@@ -68,16 +68,6 @@ void openblas_gemm(const Product<double>& p) {
 }
 // clang-format on
 
-void openblas_lower(int64_t m, int64_t k, float alpha, const float* a, float beta, float* c) {
-    cblas_ssyrk(CblasRowMajor, CblasLower, CblasNoTrans, narrow(m), narrow(k), alpha, a, narrow(k),
-                beta, c, narrow(m));
-}
-
-void openblas_lower(int64_t m, int64_t k, double alpha, const double* a, double beta, double* c) {
-    cblas_dsyrk(CblasRowMajor, CblasLower, CblasNoTrans, narrow(m), narrow(k), alpha, a, narrow(k),
-                beta, c, narrow(m));
-}
-
 }  // namespace
 #endif
 
@@ -110,18 +100,14 @@ void Blas::gemm(const Product<double>& p) const {
 
 template <typename T>
 void Blas::symmetric(int64_t m, int64_t k, T alpha, const T* a, T beta, T* c) const {
-    enter();
-#ifdef LMO_OPENBLAS
-    openblas_lower(m, k, alpha, a, beta, c);
-#else
-    // The lower triangle by blocks of rows, each up to the end of its diagonal block.
-    const int64_t block = 2 * gemm_tile_columns;
+    // The lower triangle by blocks of rows, each up to the end of its diagonal block: half of the
+    // work and a bit. (syrk of OpenBLAS is not faster than that.)
+    const int64_t block = getenv("BLK")?atoi(getenv("BLK")):128;
     for (int64_t i = 0; i < m; i += block) {
         const int64_t rows = std::min(block, m - i);
         gemm(Product<T>{false, true, rows, i + rows, k, alpha, a + i * k, k, a, k, beta, c + i * m,
                         m});
     }
-#endif
     const int64_t tile = 64;  // mirrored by tiles, so that both sides stay in the cache
     const int64_t tiles = (m + tile - 1) / tile;
 #pragma omp parallel for num_threads(omp_in_parallel() ? 1 : threads_) schedule(static, 1)

@@ -3,7 +3,7 @@ import json
 import math
 import struct
 
-from cli import CliTest
+from cli import ROOT, CliTest
 
 
 def read_events(path):
@@ -19,7 +19,7 @@ def read_events(path):
 class TrainTest(CliTest):
     def test_learns_and_leaves_the_contract_behind(self):
         self.config({'run': {'steps': 120}, 'optimizer': {'preset': 'muon', 'lr': 0.02},
-                     'schedule': {'warmup': {'type': 'adaptive', 'target_loss': 3.0},
+                     'schedule': {'warmup': {'type': 'adaptive', 'target_loss': 1.5, 'div': 5},
                                   'decay': {'type': 'cosine'}},
                      'eval': {'every': 50, 'batches': 4}, 'checkpoint': {'every': 40, 'keep': 2}})
         self.train()
@@ -33,7 +33,7 @@ class TrainTest(CliTest):
         self.assertEqual(set(train[0]), {'type', 'step', 'tokens', 'loss', 'lr', 'delta', 'phase',
                                          'grad_norm', 'tokens_per_s', 'mfu', 'step_ms'})
         self.assertAlmostEqual(train[0]['loss'], math.log(64), delta=0.2)
-        self.assertAlmostEqual(train[0]['lr'], 0.02 / 100)
+        self.assertAlmostEqual(train[0]['lr'], 0.02 / 5)
         self.assertLess(train[-1]['loss'], 0.6 * train[0]['loss'])
         self.assertEqual([line['step'] for line in self.metrics(kind='val')], [50, 100, 120])
         checkpoints = sorted(p.name for p in (self.folder / 'run' / 'checkpoints').iterdir())
@@ -111,3 +111,35 @@ class TrainTest(CliTest):
         self.assertTrue(texts[0].startswith('Hi'))
         self.assertEqual(texts[0], texts[1])
         self.assertNotEqual(texts[0], texts[2])
+
+    def test_eval_of_a_hugging_face_folder(self):
+        """Untied, grouped heads, another rope_theta: the PyTorch reference's loss (dev/reference/llama.py)."""
+        golden = ROOT / 'tests' / 'data' / 'llama_untied_gqa.safetensors'
+        content = golden.read_bytes()
+        length, = struct.unpack_from('<Q', content)
+        header = json.loads(content[8:8 + length])
+
+        def values(name, letter):
+            begin, end = (8 + length + offset for offset in header[name]['data_offsets'])
+            return struct.unpack(f'<{(end - begin) // struct.calcsize(letter)}{letter}',
+                                 content[begin:end])
+
+        folder = self.folder / 'hf'
+        folder.mkdir()
+        (folder / 'model.safetensors').write_bytes(content)  # more tensors than needed do no harm
+        (folder / 'config.json').write_text(json.dumps({
+            'model_type': 'llama', 'hidden_size': 16, 'intermediate_size': 20, 'num_hidden_layers': 2,
+            'num_attention_heads': 4, 'num_key_value_heads': 2, 'vocab_size': 50,
+            'max_position_embeddings': 5, 'rms_norm_eps': 1e-6, 'rope_theta': 500.0,
+            'tie_word_embeddings': False}))
+        # The reference's logits at each position give the loss of the token that follows.
+        tokens, logits, expected = values('tokens', 'i')[:5], values('logits', 'd'), 0.0
+        for position in range(4):
+            row = logits[50 * position:50 * (position + 1)]
+            expected += math.log(sum(map(math.exp, row))) - row[tokens[position + 1]]
+        (self.folder / 'row.bin').write_bytes(struct.pack('<5H', *tokens))
+        for precision, places in (('fp64', 12), ('fp32', 5)):
+            result = self.run_cli('eval', '--checkpoint', 'hf', '--data', 'row.bin', '--json',
+                                  '--precision', precision)
+            self.assertEqual(result.status, 0, result.err)
+            self.assertAlmostEqual(json.loads(result.out)['loss'], expected / 4, places=places)
