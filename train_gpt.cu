@@ -4,12 +4,16 @@
 // status out (0 finished, 1 runtime error, 2 usage or configuration error, 3 stopped by a signal
 // with a checkpoint written). It holds no CUDA syntax; kernels live behind llmc/device/backend.h.
 
+#include <fcntl.h>
 #include <unistd.h>
 
+#include <cerrno>
 #include <csignal>
+#include <cstdint>
 #include <cstdio>
 #include <cstdlib>
 #include <exception>
+#include <sstream>
 #include <string>
 #include <vector>
 
@@ -21,12 +25,54 @@
 #include "llmc/train/commands.h"
 // defines: Config, load_config
 #include "llmc/train/config.h"
+// defines: explain_bus_errors
+#include "llmc/train/signals.h"
 // defines: train
 #include "llmc/train/trainer.h"
 
 namespace {
 
 using namespace lmo;
+
+// Checks of an option's text. Those of CLI11 let NaN through and print limits of 300 digits.
+CLI::Validator integer_in(int64_t low, int64_t high) {
+    const std::string range = std::to_string(low) + " to " + std::to_string(high);
+    return CLI::Validator(
+        [=](const std::string& text) {
+            errno = 0;
+            char* end = nullptr;
+            const long long value = std::strtoll(text.c_str(), &end, 10);
+            const bool good = !text.empty() && *end == '\0' && errno == 0;
+            return good && value >= low && value <= high
+                       ? std::string()
+                       : "expected an integer from " + range + ", not '" + text + "'";
+        },
+        "[" + range + "]");
+}
+
+CLI::Validator number_in(double low, double high) {
+    std::ostringstream range;
+    range << low << " to " << high;
+    return CLI::Validator(
+        [=, range = range.str()](const std::string& text) {
+            char* end = nullptr;
+            const double value = std::strtod(text.c_str(), &end);
+            return !text.empty() && *end == '\0' && value >= low && value <= high
+                       ? std::string()
+                       : "expected a number from " + range + ", not '" + text + "'";
+        },
+        "[" + range.str() + "]");
+}
+
+// A closed stdin, stdout or stderr would lend its number to the next file that is opened, and
+// messages would be written into that file.
+void open_standard_streams() {
+    int number;
+    do {
+        number = open("/dev/null", O_RDONLY);  // writing fails
+    } while (number >= 0 && number <= STDERR_FILENO);
+    if (number >= 0) close(number);
+}
 
 // Options that commands reading a configuration share.
 struct ConfigOptions {
@@ -108,14 +154,14 @@ CLI::App* add_eval(CLI::App& app, EvalOptions& options) {
     command->add_option("--data", options.data, "Token file (llm.c shard or plain uint16)")
         ->required();
     command->add_option("--seq-len", options.length, "Window (default: the model's context)")
-        ->check(CLI::PositiveNumber);
+        ->check(integer_in(1, 1 << 20));
     command->add_option("--batch", options.batch, "Windows at a time (default: about 4096 tokens)")
-        ->check(CLI::PositiveNumber);
+        ->check(integer_in(1, 1 << 20));
     command->add_option("--precision", options.precision, "auto, fp32, bf16 or fp64")
         ->capture_default_str();
     command->add_option("--device", options.device, "auto, cpu or cuda")->capture_default_str();
     command->add_option("--threads", options.threads, "CPU threads (default: all cores)")
-        ->check(CLI::PositiveNumber);
+        ->check(integer_in(1, 4096));
     command->add_flag("--json", options.json, "Print the result line only");
     command->footer(
         "Example:\n  train_gpt eval --checkpoint runs/quickstart/checkpoints/step_00000600 "
@@ -131,24 +177,25 @@ CLI::App* add_generate(CLI::App& app, GenerateOptions& options) {
         ->required();
     command->add_option("--prompt", options.prompt, "Text to continue (default: a new line)");
     command->add_option("--tokens", options.tokens, "How many tokens to add")
-        ->check(CLI::PositiveNumber)
+        ->check(integer_in(1, 1'000'000'000))
         ->capture_default_str();
     command->add_option("--temperature", options.sampling.temperature, "0: the most likely token")
-        ->check(CLI::NonNegativeNumber)
+        ->check(number_in(0.0, 1e300))
         ->capture_default_str();
     command->add_option("--top-k", options.sampling.top_k, "Only the K most likely; 0: all")
-        ->check(CLI::NonNegativeNumber)
+        ->check(integer_in(0, 1 << 30))
         ->capture_default_str();
     command->add_option("--top-p", options.sampling.top_p, "Only the likeliest mass P")
-        ->check(CLI::Range(1e-9, 1.0))
+        ->check(number_in(1e-9, 1.0))
         ->capture_default_str();
     command->add_option("--seed", options.sampling.seed, "Equal seeds give equal texts")
+        ->check(integer_in(0, INT64_MAX))
         ->capture_default_str();
     command->add_option("--tokenizer", options.tokenizer,
                         "bytes, gpt2 or a file (default: the one the model was trained with)");
     command->add_option("--device", options.device, "auto, cpu or cuda")->capture_default_str();
     command->add_option("--threads", options.threads, "CPU threads (default: all cores)")
-        ->check(CLI::PositiveNumber);
+        ->check(integer_in(1, 4096));
     command->footer(
         "Example:\n  train_gpt generate --checkpoint "
         "runs/quickstart/checkpoints/step_00000600 --prompt \"It was \" --tokens 300");
@@ -170,7 +217,9 @@ int status(ExitStatus value) { return static_cast<int>(value); }
 }  // namespace
 
 int main(int argc, char** argv) {
+    open_standard_streams();
     limit_thread_spinning(argv);
+    explain_bus_errors();
     std::signal(SIGXFSZ, SIG_IGN);  // a file-size limit is a failed write, not a death
     std::signal(SIGPIPE, SIG_IGN);
     CLI::App app(

@@ -63,7 +63,9 @@ Bf16Matmul::Bf16Matmul() : cache_(std::make_unique<Cache>()) {}
 Bf16Matmul::~Bf16Matmul() = default;
 
 bool Bf16Matmul::fast() const {
-    return dnnl::get_effective_cpu_isa() >= dnnl::cpu_isa::avx512_core_amx;
+    // The values are sets of bits; a set that includes AMX's may be a later processor's.
+    const int amx = static_cast<int>(dnnl::cpu_isa::avx512_core_amx);
+    return (static_cast<int>(dnnl::get_effective_cpu_isa()) & amx) == amx;
 }
 
 bool Bf16Matmul::run(const Gemm& op, int threads) {

@@ -27,7 +27,8 @@ struct Extents {
 };
 
 Extents extents(const Gemm& op) {
-    const Shape &a = op.a.shape, &b = op.b.shape, &c = op.c.shape;
+    [[maybe_unused]] const Shape& b = op.b.shape;  // read by the checks only
+    const Shape &a = op.a.shape, &c = op.c.shape;
     const int rank = c.rank();
     assert((rank == 2 || rank == 3) && a.rank() == rank && b.rank() == rank);
     const Extents e{rank == 3 ? c[0] : 1, c[rank - 2], c[rank - 1],

@@ -44,6 +44,15 @@ template void Blas::plain_gemm(const Product<double>&) const;
 #ifdef LMO_OPENBLAS
 namespace {
 
+// OpenBLAS does not know processors that are newer than itself and takes them for the oldest of
+// their kind; our own kernel is then several times faster.
+bool openblas_knows_this_cpu(const Kernels& kernels) {
+    const std::string core = openblas_get_corename();
+    const bool old = core == "Prescott" || core == "Core2" || core == "Nehalem" ||
+                     core == "Sandybridge" || core == "Barcelona";
+    return !old || std::string(kernels.isa) == "baseline";
+}
+
 int narrow(int64_t extent) {
     if (extent > std::numeric_limits<int>::max()) {
         throw Error("a matrix with " + std::to_string(extent) +
@@ -54,7 +63,6 @@ int narrow(int64_t extent) {
 
 CBLAS_TRANSPOSE transposed(bool yes) { return yes ? CblasTrans : CblasNoTrans; }
 
-// clang-format off
 [[maybe_unused]] void openblas_gemm(const Product<float>& p) {
     cblas_sgemm(CblasRowMajor, transposed(p.transpose_a), transposed(p.transpose_b), narrow(p.m),
                 narrow(p.n), narrow(p.k), p.alpha, p.a, narrow(p.lda), p.b, narrow(p.ldb), p.beta,
@@ -66,14 +74,19 @@ void openblas_gemm(const Product<double>& p) {
                 narrow(p.n), narrow(p.k), p.alpha, p.a, narrow(p.lda), p.b, narrow(p.ldb), p.beta,
                 p.c, narrow(p.ldc));
 }
-// clang-format on
 
 }  // namespace
 #endif
 
+Blas::Blas(const Kernels& kernels, int threads) : kernels_(kernels), threads_(threads) {
+#ifdef LMO_OPENBLAS
+    openblas_ = openblas_knows_this_cpu(kernels);
+#endif
+}
+
 void Blas::gemm(const Product<float>& p) const {
+#ifdef LMO_ONEDNN
     enter();
-#if defined(LMO_ONEDNN)
     const dnnl_status_t status =
         dnnl_sgemm(p.transpose_a ? 'T' : 'N', p.transpose_b ? 'T' : 'N', p.m, p.n, p.k, p.alpha,
                    p.a, p.lda, p.b, p.ldb, p.beta, p.c, p.ldc);
@@ -82,27 +95,29 @@ void Blas::gemm(const Product<float>& p) const {
             "oneDNN's matrix product failed with status " + std::to_string(status) +
             (status == dnnl_out_of_memory ? " (out of memory): make the batch smaller" : ""));
     }
-#elif defined(LMO_OPENBLAS)
-    openblas_gemm(p);
 #else
-    plain_gemm(p);
+    openblas_or_plain(p);
 #endif
 }
 
-void Blas::gemm(const Product<double>& p) const {
-    enter();
+void Blas::gemm(const Product<double>& p) const { openblas_or_plain(p); }
+
+template <typename T>
+void Blas::openblas_or_plain(const Product<T>& p) const {
 #ifdef LMO_OPENBLAS
-    openblas_gemm(p);
-#else
-    plain_gemm(p);
+    if (openblas_) {
+        enter();
+        return openblas_gemm(p);
+    }
 #endif
+    plain_gemm(p);
 }
 
 template <typename T>
 void Blas::symmetric(int64_t m, int64_t k, T alpha, const T* a, T beta, T* c) const {
     // The lower triangle by blocks of rows, each up to the end of its diagonal block: half of the
-    // work and a bit. (syrk of OpenBLAS is not faster than that.)
-    const int64_t block = getenv("BLK")?atoi(getenv("BLK")):128;
+    // work and a bit, and not slower than OpenBLAS's syrk.
+    const int64_t block = 128;
     for (int64_t i = 0; i < m; i += block) {
         const int64_t rows = std::min(block, m - i);
         gemm(Product<T>{false, true, rows, i + rows, k, alpha, a + i * k, k, a, k, beta, c + i * m,
@@ -125,18 +140,21 @@ template void Blas::symmetric(int64_t, int64_t, float, const float*, float, floa
 template void Blas::symmetric(int64_t, int64_t, double, const double*, double, double*) const;
 
 std::string Blas::describe() const {
-    std::string fp32 = "our own kernel", fp64 = fp32;
+    std::string fp64 = "our own kernel";
 #ifdef LMO_OPENBLAS
     std::string version;  // the second word of "OpenBLAS 0.3.21 DYNAMIC_ARCH ..."
     std::istringstream(openblas_get_config()) >> version >> version;
-    fp32 = fp64 = "OpenBLAS " + version + " (" + openblas_get_corename() + ")";
+    const std::string library = "OpenBLAS " + version, core = openblas_get_corename();
+    fp64 = openblas_ ? library + " (" + core + ")"
+                     : fp64 + " (" + library + " takes this processor for a " + core + ")";
 #endif
+    std::string fp32 = fp64;
 #ifdef LMO_ONEDNN
     const dnnl_version_t* v = dnnl_version();
     fp32 = "oneDNN " + std::to_string(v->major) + "." + std::to_string(v->minor) + "." +
            std::to_string(v->patch);
 #endif
-    return fp32 == fp64 ? "GEMM by " + fp32 : "fp32 GEMM by " + fp32 + ", fp64 by " + fp64;
+    return fp32 == fp64 ? "GEMM by " + fp32 : "GEMM by " + fp32 + ", in fp64 by " + fp64;
 }
 
 }  // namespace lmo::cpu

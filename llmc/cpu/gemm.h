@@ -27,7 +27,7 @@ struct Product {
 
 class Blas {
   public:
-    Blas(const Kernels& kernels, int threads) : kernels_(kernels), threads_(threads) {}
+    Blas(const Kernels& kernels, int threads);
 
     void gemm(const Product<float>& product) const;
     void gemm(const Product<double>& product) const;
@@ -44,10 +44,13 @@ class Blas {
     std::string describe() const;
 
   private:
+    template <typename T>
+    void openblas_or_plain(const Product<T>& product) const;
     void enter() const;  // sets the number of threads that the libraries use
 
     const Kernels& kernels_;
     int threads_;
+    bool openblas_ = false;
 };
 
 }  // namespace lmo::cpu

@@ -17,7 +17,7 @@ inline int64_t block_count(int64_t count, int64_t block) { return (count + block
 
 // Calls body(begin, end) for the blocks of [0, count).
 template <typename F>
-void parallel_blocks(int threads, int64_t count, int64_t block, F body) {
+void parallel_blocks([[maybe_unused]] int threads, int64_t count, int64_t block, F body) {
     const int64_t blocks = block_count(count, block);
 #pragma omp parallel for num_threads(threads) schedule(static) if (blocks > 1)
     for (int64_t b = 0; b < blocks; ++b) {

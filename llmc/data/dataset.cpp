@@ -24,7 +24,7 @@ constexpr int64_t kHeaderBytes = 256 * sizeof(int32_t);
 class FileDescriptor {
   public:
     explicit FileDescriptor(const std::string& path)
-        : value_(open(path.c_str(), O_RDONLY | O_CLOEXEC)) {
+        : value_(open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK)) {  // a FIFO would block
         if (value_ < 0) throw Error(path + ": cannot open: " + std::strerror(errno));
     }
     ~FileDescriptor() { close(value_); }

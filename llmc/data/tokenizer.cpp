@@ -75,4 +75,17 @@ std::unique_ptr<Tokenizer> make_tokenizer(const std::string& name) {
                      kinds);
 }
 
+std::vector<int32_t> encode_prompt(const Tokenizer& tokenizer, const std::string& prompt,
+                                   int64_t vocab_size, const std::string& key) {
+    std::vector<int32_t> ids = tokenizer.encode(prompt);
+    if (ids.empty()) throw UsageError(key + " is empty; give at least one character");
+    for (const int32_t id : ids) {
+        if (id < vocab_size) continue;
+        throw UsageError(key + ": token id " + std::to_string(id) +
+                         " is not in the model's vocabulary of " + std::to_string(vocab_size) +
+                         "; is this the model's tokenizer?");
+    }
+    return ids;
+}
+
 }  // namespace lmo

@@ -23,4 +23,9 @@ class Tokenizer {
 // UsageError saying what was looked for.
 std::unique_ptr<Tokenizer> make_tokenizer(const std::string& name);
 
+// The ids of a prompt, at least one, all below the model's vocabulary; else a UsageError that names
+// `key`, the option or configuration key that holds the prompt.
+std::vector<int32_t> encode_prompt(const Tokenizer& tokenizer, const std::string& prompt,
+                                   int64_t vocab_size, const std::string& key);
+
 }  // namespace lmo

@@ -70,12 +70,13 @@ struct AttentionBackward {
 // ---- model
 // ---------------------------------------------------------------------------------------
 
-// out[i] = table[ids[i]]; ids [N] int32, table [V, C] compute, out [N, C].
+// out[i] = table[ids[i]]; ids [N] int32, table [V, C] compute, out [N, C] residual type.
 struct EmbeddingForward {
     Tensor ids, table, out;
 };
 
-// dtable[v] += sum over i with ids[i] = v, in order of i, of dout[i]. dtable [V, C] master.
+// dtable[v] += sum over i with ids[i] = v, in order of i, of dout[i]. dout [N, C] residual type,
+// dtable [V, C] master.
 struct EmbeddingBackward {
     Tensor ids, dout, dtable;
     Tensor workspace;
@@ -233,6 +234,7 @@ class Backend {
     virtual DType preferred_compute() const = 0;
 
     // Memory. allocate: 256-byte aligned, contents undefined; Error when there is none left.
+    // copy_in has read the host's bytes when it returns.
     virtual void* allocate(size_t bytes) = 0;
     virtual void release(void* memory) = 0;
     virtual void copy_in(const Tensor& to, const void* host) = 0;  // to.bytes() bytes

@@ -79,6 +79,10 @@ void read_pieces(const std::string& path, Use use) {
 
 }  // namespace
 
+void flush_output() {
+    if (std::fflush(stdout) != 0 || std::ferror(stdout)) fail("write", "standard output", errno);
+}
+
 std::string read_file(const std::string& path) {
     std::string text;
     read_pieces(path, [&](const char* data, size_t bytes) { text.append(data, bytes); });

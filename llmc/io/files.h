@@ -8,6 +8,9 @@
 
 namespace lmo {
 
+// Throws an Error where standard output cannot take what was printed (a full disk, a closed pipe).
+void flush_output();
+
 std::string read_file(const std::string& path);  // Error names path, reason
 void write_file_atomically(const std::string& path,
                            const std::string& text);  // temp, fsync, rename

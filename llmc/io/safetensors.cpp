@@ -170,7 +170,7 @@ SafetensorsFile::SafetensorsFile(const std::string& path) : path_(path) {
 }
 
 void SafetensorsFile::map_file() {
-    const int file = ::open(path_.c_str(), O_RDONLY | O_CLOEXEC);
+    const int file = ::open(path_.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK);  // a FIFO blocks
     if (file < 0) throw Error("cannot open '" + path_ + "': " + std::strerror(errno));
     struct stat info {};
     const bool known = ::fstat(file, &info) == 0;

@@ -137,7 +137,9 @@ void Optimizer::assign_blocks(const OptimizerConfig& config, const ParameterList
     }
     for (size_t i = 0; i < groups_.size(); ++i) {
         Group& group = groups_[i];
-        if (group.blocks.empty()) {
+        // A role that a model lacks (the head of a tied one) is no mistake; a name that fits
+        // nothing is.
+        if (group.blocks.empty() && !config.groups[i].match.name.empty()) {
             throw UsageError(describe_group(config, i) +
                              " takes no parameter of this model (the first group that matches "
                              "takes it): remove the group, or correct its match or its place");

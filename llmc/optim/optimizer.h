@@ -21,7 +21,7 @@ struct StateTensor {
 class Optimizer {
   public:
     // Assigns parameters to groups and takes state memory and workspace from the arena. Throws
-    // UsageError when a parameter matches no group, a group matches none, or a norm does not fit a
+    // UsageError when a parameter matches no group, a name pattern no parameter, or a norm no
     // shape. `master` is the type of weights, gradients and states (fp32 or fp64). With a counting
     // arena `backend` is only asked for workspace sizes.
     Optimizer(Backend& backend, Arena& arena, const OptimizerConfig& config,

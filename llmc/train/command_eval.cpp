@@ -4,6 +4,7 @@
 #include <cstdio>
 
 #include "llmc/data/tokenizer.h"
+#include "llmc/io/files.h"
 #include "llmc/train/commands.h"
 #include "llmc/train/device.h"
 #include "llmc/train/hf.h"
@@ -33,8 +34,8 @@ struct LoadedModel {
     LoadedModel(const std::string& folder, const std::string& device, int threads,
                 const std::string& precision_name, int64_t length, int64_t batch)
         : backend(make_backend(device, threads)),
-          config(with_length(read_hf_config(folder), length)),
           precision(parse_precision(precision_name, *backend)),
+          config(fitting_config(folder, length, batch)),
           parameters(llama_parameters(config)),
           arena(*backend),
           tensors(arena, batch, config.seq_len),
@@ -44,14 +45,16 @@ struct LoadedModel {
         weights.set([&](const Parameter& p) { return files.read(p.name, extents(p.shape)); });
     }
 
-    static LlamaConfig with_length(LlamaConfig config, int64_t length) {
-        if (length > 0) config.seq_len = length;
-        return config;
+    LlamaConfig fitting_config(const std::string& folder, int64_t length, int64_t batch) const {
+        LlamaConfig found = read_hf_config(folder);
+        if (length > 0) found.seq_len = length;
+        require_memory(*backend, found, precision, batch, nullptr);
+        return found;
     }
 
     std::unique_ptr<Backend> backend;
-    LlamaConfig config;
     ModelPrecision precision;
+    LlamaConfig config;
     ParameterList parameters;
     Arena arena;
     BatchTensors tensors;
@@ -66,7 +69,9 @@ void run_eval(const EvalOptions& options) {
     int64_t length =
         options.length > 0 ? options.length : read_hf_config(options.checkpoint).seq_len;
     length = std::min(length, std::max<int64_t>(1, file.size() - 1));
-    const int64_t batch = options.batch > 0 ? options.batch : std::max<int64_t>(1, 4096 / length);
+    const int64_t windows = std::max<int64_t>(1, (file.size() - 1) / length);
+    const int64_t batch =
+        std::min(options.batch > 0 ? options.batch : std::max<int64_t>(1, 4096 / length), windows);
     LoadedModel loaded(options.checkpoint, options.device, options.threads, options.precision,
                        length, batch);
     if (!options.json) {
@@ -83,6 +88,7 @@ void run_eval(const EvalOptions& options) {
     const ordered_json line = {
         {"loss", result.loss}, {"perplexity", std::exp(result.loss)}, {"tokens", result.tokens}};
     std::printf("%s\n", line.dump().c_str());
+    flush_output();
 }
 
 namespace {
@@ -105,25 +111,22 @@ std::string tokenizer_of(const GenerateOptions& options) {
 
 void run_generate(const GenerateOptions& options) {
     const std::unique_ptr<Tokenizer> tokenizer = make_tokenizer(tokenizer_of(options));
-    LoadedModel loaded(options.checkpoint, options.device, options.threads, "auto", 0, 1);
-    std::vector<int32_t> ids = tokenizer->encode(options.prompt);
-    if (ids.empty()) throw UsageError("--prompt is empty; give at least one character");
-    for (const int32_t id : ids) {
-        if (id >= loaded.config.vocab_size) {
-            throw UsageError("--prompt: token id " + std::to_string(id) +
-                             " is not in the model's vocabulary of " +
-                             std::to_string(loaded.config.vocab_size) +
-                             "; is this the model's tokenizer?");
-        }
-    }
+    const LlamaConfig config = read_hf_config(options.checkpoint);
+    std::vector<int32_t> ids =
+        encode_prompt(*tokenizer, options.prompt, config.vocab_size, "--prompt");
+    // Memory for the text that is asked for, where the model's context is longer than that.
+    const int64_t length =
+        std::min(config.seq_len, static_cast<int64_t>(ids.size()) + options.tokens);
+    LoadedModel loaded(options.checkpoint, options.device, options.threads, "auto", length, 1);
     std::printf("%s", options.prompt.c_str());
     generate(*loaded.backend, loaded.model, loaded.config, loaded.weights.compute(), ids,
              options.tokens, options.sampling, loaded.tensors.tokens, [&](int32_t id) {
                  const std::string text = tokenizer->decode({id});
                  std::fwrite(text.data(), 1, text.size(), stdout);
-                 std::fflush(stdout);
+                 flush_output();
              });
     std::printf("\n");
+    flush_output();
 }
 
 }  // namespace lmo

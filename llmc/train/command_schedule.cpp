@@ -25,7 +25,7 @@ std::vector<double> read_losses(const std::string& path) {
     for (std::string word; words >> word;) {
         char* end = nullptr;
         losses.push_back(std::strtod(word.c_str(), &end));
-        if (*end || !std::isfinite(losses.back())) {
+        if (end != word.c_str() + word.size() || !std::isfinite(losses.back())) {
             throw UsageError("--losses " + path + ": number " + std::to_string(losses.size()) +
                              " is \"" + word +
                              "\"; expected finite numbers, separated by spaces, "
@@ -126,6 +126,7 @@ void run_schedule(const Config& config, const ScheduleOptions& options) {
                        {"lr", table.rates},
                        {"phase", table.phases}});
         std::printf("%s\n", report.dump().c_str());
+        flush_output();
         return;
     }
     for (const auto& [key, value] : report.items()) {
@@ -137,6 +138,7 @@ void run_schedule(const Config& config, const ScheduleOptions& options) {
         std::printf("%8lld %12.6g %14.8g  %s\n", static_cast<long long>(table.updates[i]),
                     table.losses[i], table.rates[i], table.phases[i].c_str());
     }
+    flush_output();
 }
 
 }  // namespace lmo

@@ -6,6 +6,7 @@
 
 #include "llmc/device/backend.h"
 #include "llmc/model/llama.h"
+#include "llmc/optim/config.h"
 #include "llmc/train/config.h"
 
 namespace lmo {
@@ -14,6 +15,12 @@ namespace lmo {
 std::unique_ptr<Backend> make_backend(const std::string& device, int threads);
 
 ModelPrecision choose_precision(const Config& config, const Backend& backend);
+
+// Throws an Error where a model needs more memory than the machine has free, before anything is
+// allocated: Linux promises memory that it does not have and later kills who uses it. `optimizer`
+// is null where nothing is trained. Sequences have config.seq_len tokens, `batch` at a time.
+void require_memory(Backend& backend, const LlamaConfig& config, const ModelPrecision& precision,
+                    int64_t batch, const OptimizerConfig* optimizer);
 
 // FLOP/s of the device's own matrix product in `compute` type, measured (about 0.2 s): the peak
 // that MFU is quoted against where no table knows the device.

@@ -38,6 +38,8 @@ json to_hf_config(const LlamaConfig& config, DType weights) {
 
 namespace {
 
+constexpr int64_t kMaxSize = 1 << 24;  // products of sizes then fit an integer
+
 // One config.json, with errors that name it.
 class HfConfig {
   public:
@@ -62,9 +64,9 @@ class HfConfig {
         }
         const json& value = json_[key];
         if (!value.is_number_integer() || value.get<int64_t>() < 1 ||
-            value.get<int64_t>() > (int64_t{1} << 40)) {
-            fail(std::string("key \"") + key + "\": expected a positive integer, found " +
-                 value.dump());
+            value.get<int64_t>() > kMaxSize) {
+            fail(std::string("key \"") + key + "\": expected a positive integer, at most " +
+                 std::to_string(kMaxSize) + ", found " + value.dump());
         }
         return value.get<int64_t>();
     }

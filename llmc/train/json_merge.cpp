@@ -92,7 +92,8 @@ std::vector<std::string> include_list(const Json& file, const std::string& path)
     if (include == nullptr) return result;
     const Json list = include->is_array() ? *include : Json::array({*include});
     for (const Json& item : list) {
-        if (!item.is_string() || item.get<std::string>().empty()) {
+        if (!item.is_string() || item.get<std::string>().empty() ||
+            item.get<std::string>().find('\0') != std::string::npos) {
             throw UsageError(path + ": include = " + value_text(*include) +
                              ": expected a path, or a list of paths, relative to this file");
         }
@@ -205,13 +206,15 @@ Json parse_json(const std::string& text, const std::string& name) {
 }
 
 Json read_json_object(const std::string& path, const std::string& named_by) {
+    std::error_code ignored;  // what cannot be examined cannot be opened either
+    const bool folder = fs::is_directory(path, ignored);
     std::ifstream in(path);
-    std::ostringstream text;
-    if (in && !fs::is_directory(path)) text << in.rdbuf();
-    if (!in || fs::is_directory(path)) {
-        const std::string why = fs::is_directory(path) ? "is a folder" : std::strerror(errno);
+    if (folder || !in) {
+        const std::string why = folder ? "is a folder" : std::strerror(errno);
         throw UsageError(named_by + "cannot read " + path + ": " + why);
     }
+    std::ostringstream text;
+    text << in.rdbuf();
     Json json = parse_json(text.str(), path);
     if (!json.is_object()) {
         throw UsageError(path + ": " + value_text(json) + ": expected an object, {\"key\": value}");

@@ -13,7 +13,8 @@ using nlohmann::ordered_json;
 
 ordered_json saved_state(const std::string& checkpoint) {
     const std::string path = checkpoint + "/state.json";
-    if (!std::filesystem::exists(path)) return nullptr;
+    std::error_code ignored;  // what cannot be examined cannot be read either
+    if (!std::filesystem::exists(path, ignored)) return nullptr;
     try {
         return ordered_json::parse(read_file(path));
     } catch (const nlohmann::json::exception& e) {
@@ -25,13 +26,14 @@ namespace {
 
 // `resume` names a checkpoint folder, or a run folder whose newest checkpoint is meant.
 std::string given_checkpoint(const std::string& folder) {
-    if (!std::filesystem::is_directory(folder)) {
+    std::error_code ignored;  // what cannot be examined is no checkpoint
+    if (!std::filesystem::is_directory(folder, ignored)) {
         throw UsageError("--resume " + folder +
                          ": no such folder; expected auto, never, a checkpoint "
                          "folder or a run folder");
     }
     std::string reason;
-    if (std::filesystem::exists(folder + "/checkpoints")) {
+    if (std::filesystem::exists(folder + "/checkpoints", ignored)) {
         std::vector<std::string> warnings;
         if (const auto newest = newest_checkpoint(folder, &warnings)) return *newest;
         reason = warnings.empty() ? "it holds no checkpoint" : warnings.back();

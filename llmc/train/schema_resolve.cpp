@@ -29,7 +29,11 @@ bool contains(const std::vector<std::string>& names, const Json& value) {
     return value.is_string() && std::find(names.begin(), names.end(), value) != names.end();
 }
 
-bool is_text(const Json& value) { return value.is_string() && value != ""; }
+// The system would end a name at its first NUL.
+bool is_text(const Json& value) {
+    return value.is_string() && value != "" &&
+           value.get_ref<const std::string&>().find('\0') == std::string::npos;
+}
 
 // Levenshtein distance.
 size_t edit_distance(const std::string& a, const std::string& b) {

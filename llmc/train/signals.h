@@ -1,4 +1,5 @@
-// SIGINT and SIGTERM ask the training loop to stop after the current update; a second one kills.
+// SIGINT, SIGTERM and SIGHUP ask the training loop to stop after the current update; a second one
+// kills. SIGBUS is explained.
 #pragma once
 
 namespace lmo {
@@ -12,5 +13,9 @@ class StopSignals {
 
     int received() const;  // the signal's number, or 0
 };
+
+// From here on, a mapped file that shrinks or cannot be read ends the program with a message that
+// names it and status 1, instead of the bare signal.
+void explain_bus_errors();
 
 }  // namespace lmo

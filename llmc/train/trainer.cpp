@@ -3,7 +3,6 @@
 #include <cmath>
 
 #include "llmc/core/timer.h"
-#include "llmc/data/tokenizer.h"
 #include "llmc/io/files.h"
 #include "llmc/model/generate.h"
 #include "llmc/train/device.h"
@@ -17,6 +16,8 @@ using nlohmann::ordered_json;
 ExitStatus train(const Config& config, const std::string& resume) {
     const std::string checkpoint = find_checkpoint(config, resume);
     const std::unique_ptr<Backend> backend = make_backend(config.run.device, config.run.threads);
+    require_memory(*backend, config.model, choose_precision(config, *backend),
+                   config.batch.micro_batch, &config.optimizer);
     Trainer trainer(config, *backend, checkpoint);
     return trainer.run();
 }
@@ -48,6 +49,11 @@ Trainer::Trainer(const Config& config, Backend& backend, const std::string& chec
     });
     update_ = backend_.capture(
         [this] { optimizer_.step(weights_.master(), weights_.copies(), gradients_); });
+    if (config_.eval.sample) {
+        tokenizer_ = make_tokenizer(config_.data.tokenizer);
+        prompt_ = encode_prompt(*tokenizer_, *config_.eval.sample, config_.model.vocab_size,
+                                "eval.sample");
+    }
     if (checkpoint.empty()) {
         load_initial_weights();
         optimizer_.initialise();
@@ -126,15 +132,25 @@ double Trainer::accumulate_gradients() {
 
 void Trainer::require_finite(double loss, double gradient_norm) const {
     if (std::isfinite(loss) && std::isfinite(gradient_norm)) return;
-    const bool bad_loss = !std::isfinite(loss);
-    throw Error("update " + std::to_string(step_) + ": the " +
-                (bad_loss ? "loss" : "norm of the gradient") + " is not finite (" +
-                std::to_string(bad_loss ? loss : gradient_norm) +
-                "); training stops before the weights are touched. " +
+    if (!std::isfinite(loss)) fail_not_finite("loss", loss);
+    fail_not_finite("norm of the gradient", gradient_norm);
+}
+
+void Trainer::fail_not_finite(const std::string& what, double value) const {
+    throw Error("update " + std::to_string(step_) + ": the " + what + " is not finite (" +
+                std::to_string(value) + "); training stops and these weights are not saved. " +
                 (saved_step_ >= 0
                      ? "The checkpoint after " + std::to_string(saved_step_) + " updates is kept. "
                      : "") +
                 "Try a smaller optimizer.lr, a longer warm-up or optimizer.clip_norm");
+}
+
+void Trainer::require_finite_weights() {
+    backend_.zero(batch_.loss);
+    backend_.sum({weights_.master().flat, batch_.loss, 1.0, false});
+    double sum = 0.0;
+    backend_.copy_out(&sum, batch_.loss);
+    if (!std::isfinite(sum)) fail_not_finite("sum of all weights", sum);
 }
 
 void Trainer::log_update(const Update& update, double peak_flops) {
@@ -195,6 +211,7 @@ void Trainer::evaluate() {
                  config_.batch.micro_batch, config_.eval.batches);
     validation_loss_ = result.loss;
     evaluated_step_ = step_;
+    if (!std::isfinite(result.loss)) fail_not_finite("validation loss", result.loss);
     metrics_->write(
         {{"type", "val"}, {"step", step_}, {"loss", result.loss}, {"tokens", result.tokens}});
     char text[64];
@@ -205,14 +222,13 @@ void Trainer::evaluate() {
 }
 
 void Trainer::sample() {
-    const std::unique_ptr<Tokenizer> tokenizer = make_tokenizer(config_.data.tokenizer);
-    std::vector<int32_t> ids = tokenizer->encode(*config_.eval.sample);
+    std::vector<int32_t> ids = prompt_;
     SamplingConfig sampling;
     sampling.temperature = 0.8;
     sampling.seed = config_.run.seed;
     generate(backend_, model_, config_.model, weights_.compute(), ids, 200, sampling, batch_.tokens,
              [](int32_t) {});
-    console_.message("sample: " + tokenizer->decode(ids) + "\n");
+    console_.message("sample: " + tokenizer_->decode(ids) + "\n");
 }
 
 void Trainer::finish() {

@@ -7,6 +7,7 @@
 
 #include "llmc/core/error.h"
 #include "llmc/data/loader.h"
+#include "llmc/data/tokenizer.h"
 #include "llmc/device/arena.h"
 #include "llmc/io/console.h"
 #include "llmc/io/metrics.h"
@@ -41,6 +42,8 @@ class Trainer {
     Update update();
     double accumulate_gradients();
     void require_finite(double loss, double gradient_norm) const;
+    void require_finite_weights();
+    [[noreturn]] void fail_not_finite(const std::string& what, double value) const;
 
     void log_update(const Update& update, double peak_flops);
     void log_schedule();
@@ -69,6 +72,8 @@ class Trainer {
     Schedule schedule_;
     std::unique_ptr<Graph> micro_step_, update_;
     std::unique_ptr<Loader> loader_;
+    std::unique_ptr<Tokenizer> tokenizer_;  // where texts are sampled, with their prompt
+    std::vector<int32_t> prompt_;
     std::unique_ptr<MetricsLog> metrics_;
     Console console_;
     StopSignals signals_;

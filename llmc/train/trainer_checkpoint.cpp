@@ -1,5 +1,6 @@
 // Saving and loading a run: what Trainer does with llmc/io/checkpoint.h.
 #include <algorithm>
+#include <cmath>
 
 #include "llmc/io/checkpoint.h"
 #include "llmc/train/hf.h"
@@ -20,7 +21,16 @@ void Trainer::load_initial_weights() {
     }
     require_same_model(read_hf_config(config_.init_from), config_.model, config_.init_from);
     const WeightFolder folder(config_.init_from);
-    weights_.set([&](const Parameter& p) { return folder.read(p.name, extents(p.shape)); });
+    weights_.set([&](const Parameter& p) {
+        std::vector<double> values = folder.read(p.name, extents(p.shape));
+        for (size_t i = 0; i < values.size(); ++i) {
+            if (std::isfinite(values[i])) continue;
+            throw Error("init.from: " + config_.init_from + ": tensor '" + p.name + "', element " +
+                        std::to_string(i) + " is " + std::to_string(values[i]) +
+                        "; expected finite weights");
+        }
+        return values;
+    });
 }
 
 nlohmann::json Trainer::state() const {
@@ -28,6 +38,7 @@ nlohmann::json Trainer::state() const {
     return {{"format", 1},
             {"updates", step_},
             {"samples", step_ * config_.batch.sequences},
+            {"train_sequences", train_set_.sequences()},
             {"schedule",
              {{"started", s.started},
               {"loss0", s.loss0},
@@ -42,6 +53,7 @@ nlohmann::json Trainer::state() const {
 }
 
 void Trainer::save(bool must_succeed) {
+    require_finite_weights();
     std::vector<TensorSource> optimizer = weights_.master_sources();
     for (const StateTensor& tensor : optimizer_.states()) {
         optimizer.push_back(tensor_source(backend_, tensor.name, tensor.tensor));
@@ -90,6 +102,16 @@ void Trainer::load(const std::string& checkpoint) {
         schedule.peak = s.at("peak");
         schedule_.restore(schedule);
         step_ = saved.at("updates");
+        if (step_ < 0 || saved.at("samples") != step_ * config_.batch.sequences) {
+            throw Error(checkpoint + "/state.json: updates, samples and batch.sequences disagree");
+        }
+        const int64_t sequences = saved.at("train_sequences");
+        if (sequences != train_set_.sequences()) {
+            throw Error("data.train now holds " + std::to_string(train_set_.sequences()) +
+                        " sequences, but " + std::to_string(sequences) + " when " + checkpoint +
+                        " was written, and the order of samples depends on it; restore the files "
+                        "to continue, or choose another run.dir");
+        }
         if (saved.at("compute") != to_string(precision_.compute)) {
             throw Error(checkpoint + ": was trained in " + saved.at("compute").get<std::string>() +
                         ", this device would continue in " + to_string(precision_.compute) +

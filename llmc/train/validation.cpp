@@ -35,7 +35,9 @@ ValidationResult validate(Backend& backend, Llama& model, const ParameterBuffer&
                           const BatchTensors& tensors, const Dataset& dataset, uint64_t seed,
                           int64_t batch, int64_t batches) {
     const int64_t length = dataset.sequence_length();
-    const int64_t total = std::min(batch * batches, dataset.sequences());
+    // Divided, as the product of large settings does not fit an integer.
+    const int64_t all = dataset.sequences();
+    const int64_t total = batches > all / batch ? all : batch * batches;
     std::vector<int32_t> inputs(batch * length), targets(batch * length);
     ValidationResult result{0.0, total * length};
     for (int64_t first = 0; first < total; first += batch) {
@@ -55,7 +57,8 @@ ValidationResult evaluate_file(Backend& backend, Llama& model, const ParameterBu
                                int64_t length, int64_t vocab_size) {
     const int64_t predictions = file.size() - 1;
     if (predictions < 1) {
-        throw Error(file.path() + ": holds one token; a loss needs two");
+        throw Error(file.path() + ": holds " + std::to_string(file.size()) +
+                    " tokens; a loss needs two");
     }
     for (int64_t i = 0; i < file.size(); ++i) {
         if (file.tokens()[i] >= vocab_size) {

@@ -65,9 +65,10 @@ TEST(OptimizerGroups, Mistakes) {
     expect_rejected(no_rest,
                     {"no group matches", "model.embed_tokens.weight", "role embedding", "\"any\""});
 
-    OptimizerConfig shadowed = muon_like();
-    shadowed.groups.push_back(shadowed.groups[0]);
-    expect_rejected(shadowed, {"optimizer.groups[2] (role matrix)", "takes no parameter"});
+    OptimizerConfig misspelt = muon_like();
+    misspelt.groups.insert(misspelt.groups.begin(), misspelt.groups[0]);
+    misspelt.groups[0].match = {std::nullopt, "*.qproj.*"};
+    expect_rejected(misspelt, {"optimizer.groups[0]", "*.qproj.*", "takes no parameter"});
 
     OptimizerConfig spectral_gain = muon_like();
     spectral_gain.groups[0].match = {};
