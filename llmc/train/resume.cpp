@@ -45,10 +45,15 @@ std::string given_checkpoint(const std::string& folder) {
 
 void require_same_config(const Config& config, const std::string& checkpoint) {
     const ordered_json state = saved_state(checkpoint);
-    if (!state.is_object() || !state.contains("config")) {
+    if (!state.is_object() || !state.contains("config") || !state["config"].is_object()) {
         throw Error(checkpoint +
                     "/state.json: key \"config\" is missing; this is no checkpoint of "
                     "a run");
+    }
+    const ordered_json format = state.value("format", ordered_json());
+    if (format != 1) {
+        throw Error(checkpoint + "/state.json is of format " + format.dump() +
+                    ", this program knows 1");
     }
     const auto conflicts = resume_conflicts(state["config"], config.resolved);
     if (conflicts.empty()) return;
