@@ -134,8 +134,10 @@ CLI::App* add_schedule(CLI::App& app, ScheduleCommand& schedule) {
     CLI::App* command = app.add_subcommand(
         "schedule", "Show the learning rates of a configuration; needs no device and no data");
     schedule.config.add_to(command);
-    command->add_option("--loss0", schedule.options.loss0,
-                        "First loss of an adaptive warm-up (default: ln of the vocabulary size)");
+    command->add_option(
+        "--loss0", schedule.options.loss0,
+        "First loss of an adaptive warm-up (default: ln of the vocabulary size, also "
+        "with --losses; a training run takes its own first loss)");
     command->add_option("--losses", schedule.options.losses,
                         "File of losses, one for each update: print the rate of each");
     command->add_flag("--json", schedule.options.json, "One JSON object");

@@ -2,7 +2,7 @@
 // scores against all earlier positions (tile_rows x T numbers, never T x T), and multiplies by
 // GEMMs on views of the fused qkv tensor.
 //   forward:  S = Q K^T / sqrt(D), P = softmax(S), O = P V
-//   backward: P again from S and the saved log-sum-exp, dP = dO V^T, dS = P (dP - sum_d dO O),
+//   backward: P again from S and the saved log-sum-exp, dP = dO V^T, dS = P (dP - sum_j P dP),
 //             dQ = dS K, dK += dS^T Q, dV += P^T dO
 // bf16 tensors are widened to fp32 in the workspace. (Dao et al. 2022, without the online softmax:
 // a row of scores fits into the cache.)
@@ -47,16 +47,13 @@ struct Extents {
 // widened tensors.
 template <typename T>
 struct Buffers {
-    T *scores = nullptr, *gradients = nullptr, *out = nullptr, *delta = nullptr;
+    T *scores = nullptr, *gradients = nullptr, *out = nullptr;
     T *qkv = nullptr, *dout = nullptr, *dqkv = nullptr;
 
     Buffers(Scratch& scratch, const Extents& e, int threads, bool widened, bool backward) {
         const int64_t tokens = e.batch * e.positions;
         scores = scratch.take<T>(threads * e.rows * e.positions);
-        if (backward) {
-            gradients = scratch.take<T>(threads * e.rows * e.positions);
-            delta = scratch.take<T>(threads * e.rows);
-        }
+        if (backward) gradients = scratch.take<T>(threads * e.rows * e.positions);
         if (!widened) return;
         qkv = scratch.take<T>(tokens * e.stride);
         if (backward) {
@@ -117,7 +114,7 @@ void CpuBackend::attention_forward_in(const AttentionForward& op) {
         blas_.gemm(Product<T>{false, true, rows, columns, e.size, scale,
                               base + first * e.stride + h * e.size, e.stride, base + e.key(kv_head),
                               e.stride, 0, scores, columns});
-        ScoreTile tile_of_scores{rows, columns, first, scores, nullptr, nullptr, nullptr, 0};
+        ScoreTile tile_of_scores{rows, columns, first, scores, nullptr, nullptr, 0};
         tile_of_scores.lse = op.lse.as<T>() + (b * e.heads + h) * e.positions + first;
         kernels_.softmax(type_of<T>, tile_of_scores);
 
@@ -158,7 +155,6 @@ void CpuBackend::attention_backward_in(const AttentionBackward& op) {
     const T* dout = widened ? buffers.dout : op.dout.as<T>();
     T* dqkv = widened ? buffers.dqkv : op.dqkv.as<T>();
     const T scale = static_cast<T>(1.0 / std::sqrt(static_cast<double>(e.size)));
-    const int64_t element = static_cast<int64_t>(size_of(op.out.dtype));
 
     const auto run = [&](int64_t b, int64_t kv_head, int64_t h, int64_t tile) {
         const int64_t first = tile * tile_rows, rows = std::min(tile_rows, e.positions - first);
@@ -169,16 +165,13 @@ void CpuBackend::attention_backward_in(const AttentionBackward& op) {
         const T* key = base + e.key(kv_head);
         const int64_t place = (token + first) * e.out_stride + h * e.size;
         T* dbase = dqkv + token * e.stride;
-        ScoreTile t{rows, columns, first, nullptr, nullptr, nullptr, nullptr, scale};
+        ScoreTile t{rows, columns, first, nullptr, nullptr, nullptr, scale};
         T* scores = buffers.scores + thread * e.rows * e.positions;
         T* gradients = buffers.gradients + thread * e.rows * e.positions;
         t.scores = scores;
         t.gradients = gradients;
-        t.delta = buffers.delta + thread * e.rows;
         t.lse = op.lse.as<T>() + (b * e.heads + h) * e.positions + first;
 
-        kernels_.row_dots(op.out.dtype, op.dout.as<char>() + place * element,
-                          op.out.as<char>() + place * element, rows, e.size, e.out_stride, t.delta);
         blas_.gemm(Product<T>{false, true, rows, columns, e.size, scale, query, e.stride, key,
                               e.stride, 0, scores, columns});
         blas_.gemm(Product<T>{false, true, rows, columns, e.size, 1, dout + place, e.out_stride,

@@ -28,22 +28,33 @@ void softmax_rows(const ScoreTile& tile) {
     }
 }
 
-// scores -> P = exp(scores - lse), gradients (dP) -> dS = scale P (dP - delta); 0 beyond the mask.
+// scores -> P = exp(scores - lse), gradients (dP) -> dS = scale P (dP - delta), 0 beyond the mask,
+// with delta = sum of P dP over the row. (dout . out is the same number, rounded differently: the
+// gradient of a row with one key would then be noise instead of 0, and a sign step would follow
+// it.) P is divided by its sum, because the rounding of a large lse would be a factor common to the
+// row.
 template <typename T>
 void softmax_backward_rows(const ScoreTile& tile) {
     const T* lse = static_cast<const T*>(tile.lse);
-    const T* deltas = static_cast<const T*>(tile.delta);
     const T scale = static_cast<T>(tile.scale);
     for (int64_t r = 0; r < tile.rows; ++r) {
         T* row = static_cast<T*>(tile.scores) + r * tile.columns;
         T* gradient = static_cast<T*>(tile.gradients) + r * tile.columns;
         const int64_t valid = tile.first + r + 1;
-        const T shift = lse[r], delta = deltas[r];
+        const T shift = lse[r];
+        T total = 0, delta = 0;
+#pragma omp simd reduction(+ : total, delta)
+        for (int64_t j = 0; j < valid; ++j) {
+            row[j] = exponential(row[j] - shift);
+            total += row[j];
+            delta += row[j] * gradient[j];
+        }
+        delta /= total;
+        const T inverse = 1 / total;
 #pragma omp simd
         for (int64_t j = 0; j < valid; ++j) {
-            const T p = exponential(row[j] - shift);
-            row[j] = p;
-            gradient[j] = scale * p * (gradient[j] - delta);
+            row[j] *= inverse;
+            gradient[j] = scale * row[j] * (gradient[j] - delta);
         }
         for (int64_t j = valid; j < tile.columns; ++j) row[j] = gradient[j] = 0;
     }
@@ -57,28 +68,11 @@ void softmax_backward(DType type, const ScoreTile& tile) {
     type == DType::f64 ? softmax_backward_rows<double>(tile) : softmax_backward_rows<float>(tile);
 }
 
-void row_dots(DType type, const void* a, const void* b, int64_t rows, int64_t columns,
-              int64_t stride, void* delta) {
-    with_type(type, [&](auto tag) {
-        using T = decltype(tag);
-        using W = Wide<T>;
-        for (int64_t r = 0; r < rows; ++r) {
-            const T* x = static_cast<const T*>(a) + r * stride;
-            const T* y = static_cast<const T*>(b) + r * stride;
-            W total = 0;
-#pragma omp simd reduction(+ : total)
-            for (int64_t j = 0; j < columns; ++j) total += widen(x[j]) * widen(y[j]);
-            static_cast<W*>(delta)[r] = total;
-        }
-    });
-}
-
 }  // namespace
 
 void add_attention_kernels(Kernels& table) {
     table.softmax = softmax;
     table.softmax_backward = softmax_backward;
-    table.row_dots = row_dots;
 }
 
 }  // namespace lmo::cpu::LMO_ISA

@@ -39,7 +39,6 @@ struct ScoreTile {
     void* scores;     // [rows, columns]
     void* lse;        // [rows]
     void* gradients;  // backward: dP on entry, dS on exit [rows, columns]
-    void* delta;      // backward: sum_d dout * out of each row
     double scale;
 };
 
@@ -125,9 +124,6 @@ struct Kernels {
     // Attention, in the type of the scores (f32, f64).
     void (*softmax)(DType type, const ScoreTile&);
     void (*softmax_backward)(DType type, const ScoreTile&);
-    // delta[r] = sum_d a[r, d] * b[r, d]; rows of a and b are `stride` apart.
-    void (*row_dots)(DType type, const void* a, const void* b, int64_t rows, int64_t columns,
-                     int64_t stride, void* delta);
 
     // Model.
     void (*rmsnorm_forward)(const RmsNormForwardRows&, int64_t begin, int64_t end);

@@ -151,7 +151,9 @@ std::vector<Key> data_and_step_keys() {
         {"optimizer.lr", above(0), required(), "peak learning rate"},
         {"optimizer.weight_decay", at_least(0), is(0.0),
          "for groups that decay and do not say otherwise"},
-        {"optimizer.clip_norm", at_least(0), is(0.0), "bound of the global gradient norm; 0: none"},
+        {"optimizer.clip_norm", at_least(0), is(0.0),
+         "bound c of the global gradient norm: gradients times min(1, c / (norm + 1e-6)), as "
+         "torch.nn.utils.clip_grad_norm_; 0: none"},
         {"optimizer.qkv", one_of({"fused", "split"}), is("fused"),
          "q, k, v as one matrix or as three in matrix norms"},
         {"optimizer.compat", no_switches(), is(Json::object()), "published behaviours"},
