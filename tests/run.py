@@ -119,7 +119,7 @@ def main():
     tally, start = Tally(), time.time()
     if arguments.check:
         run_unit(tally, build / 'asan' / 'unit_tests', arguments.only,
-                 {'ASAN_OPTIONS': 'detect_leaks=1', 'LSAN_OPTIONS': 'suppressions=tests/lsan.supp'})
+                 {'ASAN_OPTIONS': 'detect_leaks=1:allocator_may_return_null=1', 'LSAN_OPTIONS': 'suppressions=tests/lsan.supp'})
         run_python(tally, 'tests/long', arguments.only)
     else:
         run_layers(tally)

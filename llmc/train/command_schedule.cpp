@@ -130,7 +130,7 @@ void run_schedule(const Config& config, const ScheduleOptions& options) {
         return;
     }
     for (const auto& [key, value] : report.items()) {
-        std::printf("%-11s%.8g\n", key.c_str(), value.get<double>());
+        std::printf("%-11s%.10g\n", key.c_str(), value.get<double>());
     }
     const bool curve_only = adaptive && options.losses.empty();
     std::printf("\n%8s %12s %14s  %s\n", curve_only ? "point" : "update", "loss", "lr", "phase");

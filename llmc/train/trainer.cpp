@@ -41,6 +41,7 @@ Trainer::Trainer(const Config& config, Backend& backend, const std::string& chec
       optimizer_(backend, arena_, config.optimizer, parameters_, precision_.master),
       schedule_(config.schedule, warmup_kappa(config.optimizer, parameters_)),
       console_(config.run.steps) {
+    arena_.workspace();  // all users have said what they need; fixed before anything is captured
     const double tokens_per_update =
         static_cast<double>(config.batch.sequences) * static_cast<double>(config.model.seq_len);
     micro_step_ = backend_.capture([this, tokens_per_update] {
