@@ -7,24 +7,23 @@
 #include <fcntl.h>
 #include <unistd.h>
 
-#include <cerrno>
 #include <csignal>
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
 #include <exception>
-#include <sstream>
 #include <string>
-#include <vector>
 
 // defines: CLI::App
 #include <CLI/CLI.hpp>
 // defines: Error, UsageError, ExitStatus
 #include "llmc/core/error.h"
-// defines: run_schedule, run_eval, run_generate and their options
+// defines: run_schedule, run_bench_train, run_eval, run_generate and their options
 #include "llmc/train/commands.h"
 // defines: Config, load_config
 #include "llmc/train/config.h"
+// defines: ConfigOptions, integer_in, number_in
+#include "llmc/train/options.h"
 // defines: explain_bus_errors
 #include "llmc/train/signals.h"
 // defines: train
@@ -33,36 +32,6 @@
 namespace {
 
 using namespace lmo;
-
-// Checks of an option's text. Those of CLI11 let NaN through and print limits of 300 digits.
-CLI::Validator integer_in(int64_t low, int64_t high) {
-    const std::string range = std::to_string(low) + " to " + std::to_string(high);
-    return CLI::Validator(
-        [=](const std::string& text) {
-            errno = 0;
-            char* end = nullptr;
-            const long long value = std::strtoll(text.c_str(), &end, 10);
-            const bool good = !text.empty() && *end == '\0' && errno == 0;
-            return good && value >= low && value <= high
-                       ? std::string()
-                       : "expected an integer from " + range + ", not '" + text + "'";
-        },
-        "[" + range + "]");
-}
-
-CLI::Validator number_in(double low, double high) {
-    std::ostringstream range;
-    range << low << " to " << high;
-    return CLI::Validator(
-        [=, range = range.str()](const std::string& text) {
-            char* end = nullptr;
-            const double value = std::strtod(text.c_str(), &end);
-            return !text.empty() && *end == '\0' && value >= low && value <= high
-                       ? std::string()
-                       : "expected a number from " + range + ", not '" + text + "'";
-        },
-        "[" + range.str() + "]");
-}
 
 // A closed stdin, stdout or stderr would lend its number to the next file that is opened, and
 // messages would be written into that file.
@@ -73,21 +42,6 @@ void open_standard_streams() {
     } while (number >= 0 && number <= STDERR_FILENO);
     if (number >= 0) close(number);
 }
-
-// Options that commands reading a configuration share.
-struct ConfigOptions {
-    std::string file;
-    std::vector<std::string> overrides;
-
-    void add_to(CLI::App* command) {
-        command->add_option("--config", file, "JSON configuration")->required();
-        command
-            ->add_option("--set", overrides,
-                         "key.path=value: overrides one key; may be given several times")
-            ->expected(1)
-            ->take_all();
-    }
-};
 
 struct TrainOptions {
     ConfigOptions config;
@@ -144,6 +98,48 @@ CLI::App* add_schedule(CLI::App& app, ScheduleCommand& schedule) {
     command->footer(
         "Example:\n  train_gpt schedule --config configs/run/quickstart.json --loss0 5.6");
     return command;
+}
+
+struct BenchCommand {
+    ConfigOptions config;
+    std::string device;
+    int threads = 0;
+    BenchTrainOptions options;
+};
+
+CLI::App* add_bench(CLI::App& app, BenchCommand& bench) {
+    CLI::App* group = app.add_subcommand("bench", "Measure how fast this machine is");
+    group->require_subcommand(1);
+    CLI::App* command = group->add_subcommand(
+        "train", "Training steps on random tokens: speed, time by part, memory; needs no data");
+    bench.config.add_to(command);
+    command->add_option("--steps", bench.options.steps, "Steps to measure")
+        ->check(integer_in(1, 1'000'000))
+        ->capture_default_str();
+    command->add_option("--warmup", bench.options.warmup, "Steps before them")
+        ->check(integer_in(0, 1'000'000))
+        ->capture_default_str();
+    command->add_option("--device", bench.device, "auto, cpu or cuda (default: run.device)");
+    command->add_option("--threads", bench.threads, "CPU threads (default: run.threads)")
+        ->check(integer_in(1, 4096));
+    command->add_flag("--json", bench.options.json, "JSON lines only, no table");
+    command->footer(
+        "Example:\n  train_gpt bench train --config configs/run/llama-124m-adamw.json "
+        "--set 'batch={\"sequences\": 2}'");
+    group->footer("Example:\n  train_gpt bench train --config configs/run/quickstart.json");
+    return group;
+}
+
+void run_bench(BenchCommand& bench) {
+    if (!bench.device.empty()) {
+        bench.config.overrides.push_back("run.device=\"" + bench.device + "\"");
+    }
+    if (bench.threads > 0) {
+        bench.config.overrides.push_back("run.threads=" + std::to_string(bench.threads));
+    }
+    bench.options.config = bench.config.file;
+    run_bench_train(load_config(bench.config.file, bench.config.overrides, ConfigUse::schedule),
+                    bench.options);
 }
 
 CLI::App* add_eval(CLI::App& app, EvalOptions& options) {
@@ -229,10 +225,12 @@ int main(int argc, char** argv) {
     app.require_subcommand(1);
     TrainOptions train_options;
     ScheduleCommand schedule;
+    BenchCommand bench;
     EvalOptions eval;
     GenerateOptions generate;
     CLI::App* train_command = add_train(app, train_options);
     CLI::App* schedule_command = add_schedule(app, schedule);
+    CLI::App* bench_command = add_bench(app, bench);
     CLI::App* eval_command = add_eval(app, eval);
     CLI::App* generate_command = add_generate(app, generate);
     try {
@@ -248,6 +246,7 @@ int main(int argc, char** argv) {
                 load_config(schedule.config.file, schedule.config.overrides, ConfigUse::schedule),
                 schedule.options);
         }
+        if (*bench_command) run_bench(bench);
         if (*eval_command) run_eval(eval);
         if (*generate_command) run_generate(generate);
         return status(ExitStatus::finished);

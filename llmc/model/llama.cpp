@@ -246,9 +246,10 @@ void Llama::forward(const ParameterBuffer& weights, const Tensor& tokens) {
 
 void Llama::classify(const ParameterBuffer& weights, const ParameterBuffer* gradients,
                      const Tensor& targets, double loss_scale, const Tensor& loss_sum) {
-    const int64_t rows = targets.count();
-    for (int64_t begin = 0; begin < rows; begin += chunk_rows_) {
-        const int64_t count = std::min(chunk_rows_, rows - begin);
+    // Chunks of nearly equal size: a short last one would waste its GEMMs.
+    const int64_t rows = targets.count(), chunks = (rows + chunk_rows_ - 1) / chunk_rows_;
+    for (int64_t i = 0; i < chunks; ++i) {
+        const int64_t begin = i * rows / chunks, count = (i + 1) * rows / chunks - begin;
         const auto chunk = [&](const Tensor& t) {
             return t.slice(begin * config_.d_model, {count, config_.d_model});
         };

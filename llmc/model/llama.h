@@ -26,8 +26,8 @@ struct LlamaConfig {
 // (o_proj, down_proj) 0.02 / sqrt(2 layers), gains 1.
 ParameterList llama_parameters(const LlamaConfig& config);
 
-// Initial weights on the host, element i of tensor t a function of (seed, t, i) alone.
-void initialise_parameters(const ParameterList& parameters, uint64_t seed, double* flat);
+// Initial values of tensor `index` on the host; element i is a function of (seed, index, i) alone.
+std::vector<double> initial_values(const ParameterList& parameters, int index, uint64_t seed);
 
 // Training FLOPs per token, forward and backward: 6 P + 12 L H D T, with P the weights that enter a
 // matrix product (all matrices and the head, tied or not; neither the embedding lookup nor gains)

@@ -52,22 +52,18 @@ ParameterList llama_parameters(const LlamaConfig& config) {
     return list;
 }
 
-void initialise_parameters(const ParameterList& parameters, uint64_t seed, double* flat) {
-    std::fill_n(flat, parameters.buffer_length(), 0.0);  // the gaps between tensors
-    for (int index = 0; index < parameters.size(); ++index) {
-        const Parameter& parameter = parameters[index];
-        const int64_t count = parameter.shape.count();
-        const uint64_t stream = static_cast<uint64_t>(index);
-        double* values = flat + parameters.offset(index);
-        if (parameter.init_std == 0.0) {
-            std::fill_n(values, count, 1.0);
-            continue;
-        }
+std::vector<double> initial_values(const ParameterList& parameters, int index, uint64_t seed) {
+    const Parameter& parameter = parameters[index];
+    const int64_t count = parameter.shape.count();
+    std::vector<double> values(static_cast<size_t>(count), 1.0);
+    if (parameter.init_std == 0.0) return values;
+    const uint64_t stream = static_cast<uint64_t>(index);
 #pragma omp parallel for schedule(static)
-        for (int64_t i = 0; i < count; ++i) {
-            values[i] = parameter.init_std * random_normal(seed, stream, static_cast<uint64_t>(i));
-        }
+    for (int64_t i = 0; i < count; ++i) {
+        values[static_cast<size_t>(i)] =
+            parameter.init_std * random_normal(seed, stream, static_cast<uint64_t>(i));
     }
+    return values;
 }
 
 double flops_per_token(const LlamaConfig& config) {

@@ -17,6 +17,14 @@ struct ScheduleOptions {
 };
 void run_schedule(const Config& config, const ScheduleOptions& options);
 
+// Training steps of a configuration on random tokens; data, schedule and outputs are not used.
+struct BenchTrainOptions {
+    std::string config;  // its file, for the report
+    int64_t steps = 5, warmup = 2;
+    bool json = false;
+};
+void run_bench_train(const Config& config, const BenchTrainOptions& options);
+
 struct EvalOptions {
     std::string checkpoint, data, device = "auto", precision = "auto";
     int threads = 0;

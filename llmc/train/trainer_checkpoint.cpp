@@ -14,9 +14,7 @@ using nlohmann::ordered_json;
 
 void Trainer::load_initial_weights() {
     if (config_.init_from.empty()) {
-        std::vector<double> flat(parameters_.buffer_length());
-        initialise_parameters(parameters_, config_.run.seed, flat.data());
-        weights_.set(flat);
+        weights_.initialise(config_.run.seed);
         return;
     }
     require_same_model(read_hf_config(config_.init_from), config_.model, config_.init_from);

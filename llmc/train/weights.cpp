@@ -28,8 +28,10 @@ void Weights::refresh_copies() {
     if (!copies_.flat.empty()) backend_.copy(copies_.flat, master_.flat);
 }
 
-void Weights::set(const std::vector<double>& flat) {
-    upload(0, flat);
+void Weights::initialise(uint64_t seed) {
+    for (int i = 0; i < parameters_.size(); ++i) {
+        upload(parameters_.offset(i), initial_values(parameters_, i, seed));
+    }
     refresh_copies();
 }
 

@@ -24,9 +24,8 @@ class Weights {
     const ParameterBuffer& copies() const { return copies_; }  // empty when master is compute
     const ParameterBuffer& compute() const { return copies_.flat.empty() ? master_ : copies_; }
 
-    // Values for the whole buffer (random start), or tensor by tensor from wherever `read` gets
-    // them.
-    void set(const std::vector<double>& flat);
+    // The start of a run: random, or tensor by tensor from wherever `read` gets them.
+    void initialise(uint64_t seed);
     void set(const std::function<std::vector<double>(const Parameter&)>& read);
 
     // What a checkpoint stores: the weights in compute type, and "NAME.master" where that is not

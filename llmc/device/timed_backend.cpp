@@ -1,0 +1,178 @@
+#include "llmc/device/timed_backend.h"
+
+#include <algorithm>
+
+namespace lmo {
+
+namespace {
+
+class ReissuedBody : public Graph {
+  public:
+    explicit ReissuedBody(std::function<void()> body) : body_(std::move(body)) {}
+    void launch() override { body_(); }
+
+  private:
+    std::function<void()> body_;
+};
+
+bool alike(const Tensor& a, const Tensor& b) { return a.dtype == b.dtype && a.shape == b.shape; }
+
+bool alike(const Gemm& x, const Gemm& y) {
+    return alike(x.a, y.a) && alike(x.b, y.b) && alike(x.c, y.c) &&
+           x.transpose_a == y.transpose_a && x.transpose_b == y.transpose_b && x.alpha == y.alpha &&
+           x.beta == y.beta;
+}
+
+}  // namespace
+
+std::string to_string(Part part) {
+    switch (part) {
+        case Part::gemm:
+            return "gemm";
+        case Part::attention:
+            return "attention";
+        case Part::classifier:
+            return "classifier";
+        case Part::elementwise:
+            return "elementwise";
+        case Part::optimizer:
+            return "optimizer";
+        case Part::data:
+            return "data";
+    }
+    return "";
+}
+
+double TimedBackend::seconds() const {
+    double sum = 0.0;
+    for (const PartTime& time : times_) sum += time.seconds;
+    return sum;
+}
+
+std::vector<TimedGemm> TimedBackend::distinct_gemms() const {
+    std::vector<TimedGemm> distinct;
+    for (const TimedGemm& call : gemms_) {
+        const auto known = std::find_if(distinct.begin(), distinct.end(), [&](const auto& other) {
+            return alike(other.gemm, call.gemm);
+        });
+        if (known == distinct.end()) {
+            distinct.push_back(call);
+        } else {
+            known->time += call.time;
+        }
+    }
+    return distinct;
+}
+
+void TimedBackend::restart() {
+    times_ = {};
+    gemms_.clear();
+}
+
+std::unique_ptr<Graph> TimedBackend::capture(std::function<void()> body) {
+    return std::make_unique<ReissuedBody>(std::move(body));
+}
+
+// ---- data and elementwise -----------------------------------------------------------------------
+
+void TimedBackend::copy_in(const Tensor& to, const void* host) {
+    timed(Part::data, [&] { inner_.copy_in(to, host); });
+}
+void TimedBackend::copy_out(void* host, const Tensor& from) {
+    timed(Part::data, [&] { inner_.copy_out(host, from); });
+}
+void TimedBackend::copy(const Tensor& to, const Tensor& from) {
+    timed(Part::elementwise, [&] { inner_.copy(to, from); });
+}
+void TimedBackend::zero(const Tensor& tensor) {
+    timed(Part::elementwise, [&] { inner_.zero(tensor); });
+}
+void TimedBackend::embedding_forward(const EmbeddingForward& op) {
+    timed(Part::elementwise, &Backend::embedding_forward, op);
+}
+void TimedBackend::embedding_backward(const EmbeddingBackward& op) {
+    timed(Part::elementwise, &Backend::embedding_backward, op);
+}
+void TimedBackend::rmsnorm_forward(const RmsNormForward& op) {
+    timed(Part::elementwise, &Backend::rmsnorm_forward, op);
+}
+void TimedBackend::rmsnorm_backward(const RmsNormBackward& op) {
+    timed(Part::elementwise, &Backend::rmsnorm_backward, op);
+}
+void TimedBackend::rope(const Rope& op) { timed(Part::elementwise, &Backend::rope, op); }
+void TimedBackend::swiglu_forward(const SwigluForward& op) {
+    timed(Part::elementwise, &Backend::swiglu_forward, op);
+}
+void TimedBackend::swiglu_backward(const SwigluBackward& op) {
+    timed(Part::elementwise, &Backend::swiglu_backward, op);
+}
+
+// ---- GEMM, attention, classifier ----------------------------------------------------------------
+
+void TimedBackend::gemm(const Gemm& op) {
+    const double seconds = timed(Part::gemm, &Backend::gemm, op);
+    gemms_.push_back({op, {seconds, 1}});
+}
+void TimedBackend::attention_forward(const AttentionForward& op) {
+    timed(Part::attention, &Backend::attention_forward, op);
+}
+void TimedBackend::attention_backward(const AttentionBackward& op) {
+    timed(Part::attention, &Backend::attention_backward, op);
+}
+void TimedBackend::classifier(const Classifier& op) {
+    timed(Part::classifier, &Backend::classifier, op);
+}
+void TimedBackend::sum(const Sum& op) { timed(Part::classifier, &Backend::sum, op); }
+
+// ---- optimizer ----------------------------------------------------------------------------------
+
+void TimedBackend::sum_of_squares(const SumOfSquares& op) {
+    timed(Part::optimizer, &Backend::sum_of_squares, op);
+}
+void TimedBackend::clip_factor(const ClipFactor& op) {
+    timed(Part::optimizer, &Backend::clip_factor, op);
+}
+void TimedBackend::momentum(const Momentum& op) { timed(Part::optimizer, &Backend::momentum, op); }
+void TimedBackend::adam(const Adam& op) { timed(Part::optimizer, &Backend::adam, op); }
+void TimedBackend::sign(const Sign& op) { timed(Part::optimizer, &Backend::sign, op); }
+void TimedBackend::frobenius_normalize(const FrobeniusNormalize& op) {
+    timed(Part::optimizer, &Backend::frobenius_normalize, op);
+}
+// Only matrix norms multiply a matrix with its own transpose.
+void TimedBackend::symmetric_product(const SymmetricProduct& op) {
+    timed(Part::optimizer, &Backend::symmetric_product, op);
+}
+void TimedBackend::newton_schulz(const NewtonSchulz& op) {
+    timed(Part::optimizer, &Backend::newton_schulz, op);
+}
+void TimedBackend::apply(const Apply& op) { timed(Part::optimizer, &Backend::apply, op); }
+
+// ---- workspace ----------------------------------------------------------------------------------
+
+size_t TimedBackend::workspace_bytes(const Gemm& op) const { return inner_.workspace_bytes(op); }
+size_t TimedBackend::workspace_bytes(const SymmetricProduct& op) const {
+    return inner_.workspace_bytes(op);
+}
+size_t TimedBackend::workspace_bytes(const AttentionForward& op) const {
+    return inner_.workspace_bytes(op);
+}
+size_t TimedBackend::workspace_bytes(const AttentionBackward& op) const {
+    return inner_.workspace_bytes(op);
+}
+size_t TimedBackend::workspace_bytes(const EmbeddingBackward& op) const {
+    return inner_.workspace_bytes(op);
+}
+size_t TimedBackend::workspace_bytes(const RmsNormBackward& op) const {
+    return inner_.workspace_bytes(op);
+}
+size_t TimedBackend::workspace_bytes(const SumOfSquares& op) const {
+    return inner_.workspace_bytes(op);
+}
+size_t TimedBackend::workspace_bytes(const FrobeniusNormalize& op) const {
+    return inner_.workspace_bytes(op);
+}
+size_t TimedBackend::workspace_bytes(const NewtonSchulz& op) const {
+    return inner_.workspace_bytes(op);
+}
+
+}  // namespace lmo

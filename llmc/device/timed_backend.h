@@ -1,0 +1,124 @@
+// A backend around a backend that finds out where the time goes: every operation is handed on,
+// waited for, and counted for its part of a training step. What computes on it does not know of it,
+// and gets the same bits.
+//
+// Waiting after every operation costs nothing on the processor, where operations are done when they
+// return. Captured operations are issued one by one at each launch: nobody can look inside a graph
+// that runs as a whole.
+#pragma once
+
+#include <array>
+#include <vector>
+
+#include "llmc/core/timer.h"
+#include "llmc/device/backend.h"
+
+namespace lmo {
+
+enum class Part {
+    gemm,         // products of two matrices, those of the classifier's head included
+    attention,    // both passes
+    classifier,   // softmax and cross-entropy of the logits, the sum of the losses
+    elementwise,  // norms, RoPE, SwiGLU, embedding, copies and zeros on the device
+    optimizer,    // norm of the gradients, momentum, Adam, directions, Newton-Schulz, new weights
+    data,         // copies between host and device
+};
+constexpr int kParts = 6;
+std::string to_string(Part part);
+
+struct PartTime {
+    double seconds = 0.0;
+    int64_t calls = 0;
+
+    PartTime& operator+=(const PartTime& other) {
+        seconds += other.seconds;
+        calls += other.calls;
+        return *this;
+    }
+};
+
+// One call of Gemm, or all that are equal but for the tensors' memory.
+struct TimedGemm {
+    Gemm gemm;
+    PartTime time;
+};
+
+class TimedBackend : public Backend {
+  public:
+    explicit TimedBackend(Backend& inner) : inner_(inner) {}
+
+    // Since the last restart().
+    const PartTime& time(Part part) const { return times_[static_cast<size_t>(part)]; }
+    double seconds() const;                                         // of all parts
+    const std::vector<TimedGemm>& gemms() const { return gemms_; }  // every call, in order
+    std::vector<TimedGemm> distinct_gemms() const;                  // in order of the first call
+    void restart();
+
+    std::string describe() const override { return inner_.describe(); }
+    DType preferred_compute() const override { return inner_.preferred_compute(); }
+
+    void* allocate(size_t bytes) override { return inner_.allocate(bytes); }
+    void release(void* memory) override { inner_.release(memory); }
+    void copy_in(const Tensor& to, const void* host) override;
+    void copy_out(void* host, const Tensor& from) override;
+    void copy(const Tensor& to, const Tensor& from) override;
+    void zero(const Tensor& tensor) override;
+
+    std::unique_ptr<Graph> capture(std::function<void()> body) override;
+    void synchronize() override { inner_.synchronize(); }
+
+    size_t workspace_bytes(const Gemm& op) const override;
+    size_t workspace_bytes(const SymmetricProduct& op) const override;
+    size_t workspace_bytes(const AttentionForward& op) const override;
+    size_t workspace_bytes(const AttentionBackward& op) const override;
+    void gemm(const Gemm& op) override;
+    void symmetric_product(const SymmetricProduct& op) override;
+    void attention_forward(const AttentionForward& op) override;
+    void attention_backward(const AttentionBackward& op) override;
+
+    size_t workspace_bytes(const EmbeddingBackward& op) const override;
+    size_t workspace_bytes(const RmsNormBackward& op) const override;
+    void embedding_forward(const EmbeddingForward& op) override;
+    void embedding_backward(const EmbeddingBackward& op) override;
+    void rmsnorm_forward(const RmsNormForward& op) override;
+    void rmsnorm_backward(const RmsNormBackward& op) override;
+    void rope(const Rope& op) override;
+    void swiglu_forward(const SwigluForward& op) override;
+    void swiglu_backward(const SwigluBackward& op) override;
+    void classifier(const Classifier& op) override;
+
+    size_t workspace_bytes(const SumOfSquares& op) const override;
+    void sum(const Sum& op) override;
+    void sum_of_squares(const SumOfSquares& op) override;
+    void clip_factor(const ClipFactor& op) override;
+
+    size_t workspace_bytes(const FrobeniusNormalize& op) const override;
+    size_t workspace_bytes(const NewtonSchulz& op) const override;
+    void momentum(const Momentum& op) override;
+    void adam(const Adam& op) override;
+    void sign(const Sign& op) override;
+    void frobenius_normalize(const FrobeniusNormalize& op) override;
+    void newton_schulz(const NewtonSchulz& op) override;
+    void apply(const Apply& op) override;
+
+  private:
+    template <class Body>
+    double timed(Part part, Body body) {
+        const Timer timer;
+        body();
+        inner_.synchronize();
+        const double seconds = timer.seconds();
+        times_[static_cast<size_t>(part)] += {seconds, 1};
+        return seconds;
+    }
+    template <class Operation>
+    double timed(Part part, void (Backend::*run)(const Operation&), const Operation& operation) {
+        return timed(part, [&] { (inner_.*run)(operation); });
+    }
+
+    Backend& inner_;
+    std::array<PartTime, kParts> times_;
+    std::vector<TimedGemm> gemms_;
+};
+
+}  // namespace lmo

@@ -1,0 +1,59 @@
+// Pieces of the command line that several subcommands use.
+#pragma once
+
+#include <CLI/CLI.hpp>
+#include <cerrno>
+#include <cstdint>
+#include <cstdlib>
+#include <sstream>
+#include <string>
+#include <vector>
+
+namespace lmo {
+
+// Checks of an option's text. Those of CLI11 let NaN through and print limits of 300 digits.
+inline CLI::Validator integer_in(int64_t low, int64_t high) {
+    const std::string range = std::to_string(low) + " to " + std::to_string(high);
+    return CLI::Validator(
+        [=](const std::string& text) {
+            errno = 0;
+            char* end = nullptr;
+            const long long value = std::strtoll(text.c_str(), &end, 10);
+            const bool good = !text.empty() && *end == '\0' && errno == 0;
+            return good && value >= low && value <= high
+                       ? std::string()
+                       : "expected an integer from " + range + ", not '" + text + "'";
+        },
+        "[" + range + "]");
+}
+
+inline CLI::Validator number_in(double low, double high) {
+    std::ostringstream range;
+    range << low << " to " << high;
+    return CLI::Validator(
+        [=, range = range.str()](const std::string& text) {
+            char* end = nullptr;
+            const double value = std::strtod(text.c_str(), &end);
+            return !text.empty() && *end == '\0' && value >= low && value <= high
+                       ? std::string()
+                       : "expected a number from " + range + ", not '" + text + "'";
+        },
+        "[" + range.str() + "]");
+}
+
+// Options that commands reading a configuration share.
+struct ConfigOptions {
+    std::string file;
+    std::vector<std::string> overrides;
+
+    void add_to(CLI::App* command) {
+        command->add_option("--config", file, "JSON configuration")->required();
+        command
+            ->add_option("--set", overrides,
+                         "key.path=value: overrides one key; may be given several times")
+            ->expected(1)
+            ->take_all();
+    }
+};
+
+}  // namespace lmo
