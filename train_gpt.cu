@@ -203,9 +203,13 @@ CLI::App* add_generate(CLI::App& app, GenerateOptions& options) {
 // Threads of the OpenMP pool that wait spin for milliseconds by default; when anything else runs on
 // the machine, they then take the cores from those they wait for, and an update gets a thousand
 // times slower. A short spin loses nothing. The runtime reads its environment when it is loaded, so
-// the program starts itself once more with the setting in place.
+// the program starts itself once more with the setting in place. (Not where threads are to be bound
+// to cores: the runtime has done that to this one already, and the new start would inherit it.)
 void limit_thread_spinning(char** argv) {
-    if (std::getenv("GOMP_SPINCOUNT") || std::getenv("OMP_WAIT_POLICY")) return;
+    for (const char* own : {"GOMP_SPINCOUNT", "OMP_WAIT_POLICY", "OMP_PROC_BIND", "OMP_PLACES",
+                            "GOMP_CPU_AFFINITY"}) {
+        if (std::getenv(own)) return;  // the user's own choice
+    }
     setenv("GOMP_SPINCOUNT", "2000", 1);
     execv("/proc/self/exe", argv);  // where that fails the default has to do
 }

@@ -2,6 +2,7 @@
 #include "llmc/cpu/cpu_backend.h"
 
 #include <omp.h>
+#include <sys/mman.h>
 
 #include <cstdlib>
 #include <cstring>
@@ -21,6 +22,25 @@ class RecordedBody : public Graph {
   private:
     std::function<void()> body_;
 };
+
+constexpr int64_t far_bytes = 64 << 20;  // more than the caches keep until it is read again
+
+constexpr size_t alignment = 256, huge_page = size_t(2) << 20;
+
+// Blocks of some MiB start on a huge page and ask for huge pages as far as they fill them, so that
+// they take no more memory: fewer page faults, and one TLB entry where there were 512.
+void* aligned_memory(size_t bytes) {
+    if (bytes > SIZE_MAX - huge_page) return nullptr;
+    const size_t boundary = bytes < huge_page ? alignment : huge_page;
+    const size_t size = (bytes + alignment - 1) / alignment * alignment;
+    void* memory = nullptr;
+    if (posix_memalign(&memory, boundary, size ? size : alignment) != 0) return nullptr;
+#ifdef MADV_HUGEPAGE
+    // A kernel without them says no, and ordinary pages do.
+    if (bytes >= huge_page) (void)madvise(memory, size / huge_page * huge_page, MADV_HUGEPAGE);
+#endif
+    return memory;
+}
 
 }  // namespace
 
@@ -44,12 +64,7 @@ DType CpuBackend::preferred_compute() const {
 }
 
 void* CpuBackend::allocate(size_t bytes) {
-    constexpr size_t alignment = 256;
-    void* memory = nullptr;
-    if (bytes <= SIZE_MAX - alignment) {
-        const size_t blocks = (bytes + alignment - 1) / alignment;
-        memory = std::aligned_alloc(alignment, (blocks ? blocks : 1) * alignment);
-    }
+    void* memory = aligned_memory(bytes);
     if (!memory) {
         throw Error("out of memory: " + std::to_string(bytes >> 20) +
                     " MiB asked for and not available; use a smaller model or batch.micro_batch");
@@ -81,7 +96,9 @@ void CpuBackend::copy(const Tensor& to, const Tensor& from) {
 void CpuBackend::zero(const Tensor& tensor) {
     const int64_t bytes = static_cast<int64_t>(tensor.bytes());
     parallel_blocks(threads_, bytes, 8 * element_block, [&](int64_t begin, int64_t end) {
-        std::memset(tensor.as<char>() + begin, 0, static_cast<size_t>(end - begin));
+        char* to = tensor.as<char>() + begin;
+        bytes < far_bytes ? void(std::memset(to, 0, static_cast<size_t>(end - begin)))
+                          : kernels_.zero_far(to, end - begin);
     });
 }
 

@@ -74,6 +74,8 @@ class CpuBackend : public Backend {
     void symmetric_product_in(const SymmetricProduct& op);
     template <typename T>
     void newton_schulz_in(const NewtonSchulz& op);
+    template <typename T>
+    void orthogonalise(const NewtonSchulz& op, const Tensor& tensor, Scratch& scratch) const;
 
     void convert(DType to_type, void* to, DType from_type, const void* from, int64_t count) const;
     int threads_;

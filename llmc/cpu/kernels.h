@@ -109,6 +109,7 @@ struct Kernels {
     // elements.
     void (*convert)(DType to_type, void* to, DType from_type, const void* from, int64_t count);
     void (*add)(DType type, void* to, const void* from, DType from_type, int64_t count);
+    void (*zero_far)(void* to, int64_t bytes);  // for more than the caches hold
     double (*sum)(DType type, const void* x, int64_t begin, int64_t end);
     double (*sum_of_squares)(DType type, const void* x, int64_t begin, int64_t end);
     void (*divide)(DType type, void* to, const void* x, double divisor, int64_t begin, int64_t end);

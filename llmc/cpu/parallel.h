@@ -52,8 +52,11 @@ void parallel_lists(int threads, std::span<const Tensor> tensors, F body) {
 class Scratch {
   public:
     Scratch() = default;
-    explicit Scratch(const Tensor& workspace)
-        : base_(workspace.as<char>()), available_(workspace.empty() ? 0 : workspace.bytes()) {}
+    // From byte `offset` of the workspace on.
+    explicit Scratch(const Tensor& workspace, size_t offset = 0)
+        : base_(workspace.as<char>()),
+          available_(workspace.empty() ? 0 : workspace.bytes()),
+          used_(offset) {}
 
     template <typename T>
     T* take(int64_t count) {

@@ -136,10 +136,55 @@ TEST(CpuBackend, DescribesItself) {
     EXPECT_NE(make_cpu_backend(0)->describe().find("CPU, "), std::string::npos);
 }
 
+// Small matrices are worked on side by side, each by one thread.
+TEST(CpuBackend, NewtonSchulzOfSmallMatricesHasEqualBitsForAnyNumberOfThreads) {
+    const NewtonSchulzStep steps[] = {{3.4445, -4.7750, 2.0315}, {1.875, -1.25, 0.375}};
+    for (const Shape& shape : {Shape{40, 24}, Shape{24, 40}, Shape{130, 130}}) {
+        std::vector<std::vector<float>> results;
+        for (const int threads : {1, 2, 3, 16}) {
+            const auto backend = make_cpu_backend(threads);
+            const Values values = random_values(7 * shape.count(), 5);
+            std::vector<float> data(values.begin(), values.end());
+            std::vector<Tensor> x;
+            for (int i = 0; i < 7; ++i) {
+                x.push_back({data.data() + i * shape.count(), DType::f32, shape});
+            }
+            NewtonSchulz op{x, steps, 1.0, 1e-7, {}};
+            const size_t bytes = backend->workspace_bytes(op);
+            std::vector<char> memory(bytes + 64 + 8, 'x');
+            const size_t start = 64 - reinterpret_cast<uintptr_t>(memory.data()) % 64;
+            op.workspace = {memory.data() + start, DType::f32, {int64_t(bytes / 4)}};
+            backend->newton_schulz(op);
+            for (size_t i = start + bytes; i < memory.size(); ++i) ASSERT_EQ(memory[i], 'x');
+            results.push_back(data);
+        }
+        for (const auto& result : results) {
+            ASSERT_EQ(std::memcmp(result.data(), results[0].data(), result.size() * 4), 0);
+        }
+    }
+}
+
+// Large tensors are cleared past the caches.
+TEST(CpuBackend, LargeTensorsAreClearedToTheirEnds) {
+    const auto backend = make_cpu_backend(2);
+    const int64_t count = (int64_t(64) << 20) + 12346;  // bytes
+    std::vector<char> memory(static_cast<size_t>(count) + 2 * 65, 'x');
+    char* const start = memory.data() + 65;  // not aligned, as a view may be
+    backend->zero({start, DType::u16, {count / 2}});
+    for (int64_t i = -65; i < count + 65; ++i) {
+        ASSERT_EQ(start[i], i < 0 || i >= count ? 'x' : 0) << i;
+    }
+}
+
 TEST(CpuBackend, MemoryIsAlignedAndItsEndIsAnError) {
     const auto backend = make_cpu_backend(1);
     void* memory = backend->allocate(1);
     EXPECT_EQ(reinterpret_cast<uintptr_t>(memory) % 256, 0u);
+    backend->release(memory);
+    const size_t bytes = (size_t(5) << 20) + 1;  // huge pages and a rest
+    memory = backend->allocate(bytes);
+    EXPECT_EQ(reinterpret_cast<uintptr_t>(memory) % 256, 0u);
+    std::memset(memory, 1, bytes);
     backend->release(memory);
     try {
         backend->allocate(size_t(1) << 60);
