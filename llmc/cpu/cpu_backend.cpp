@@ -8,20 +8,11 @@
 #include <cstring>
 
 #include "llmc/core/error.h"
+#include "llmc/device/reissued_graph.h"
 
 namespace lmo::cpu {
 
 namespace {
-
-// Operations run at once here, so a recorded sequence is the function that issues them.
-class RecordedBody : public Graph {
-  public:
-    explicit RecordedBody(std::function<void()> body) : body_(std::move(body)) {}
-    void launch() override { body_(); }
-
-  private:
-    std::function<void()> body_;
-};
 
 constexpr int64_t far_bytes = 64 << 20;  // more than the caches keep until it is read again
 
@@ -117,8 +108,9 @@ void CpuBackend::convert(DType to_type, void* to, DType from_type, const void* f
     });
 }
 
+// Operations run at once here, so there is nothing to record.
 std::unique_ptr<Graph> CpuBackend::capture(std::function<void()> body) {
-    return std::make_unique<RecordedBody>(std::move(body));
+    return std::make_unique<ReissuedGraph>(std::move(body));
 }
 
 }  // namespace lmo::cpu

@@ -17,7 +17,7 @@ struct HostBatch {
 class Loader {
   public:
     // Serves micro-batches of `micro_batch` sequences from stream position `position` (samples read
-    // so far) on. Later a rank will take every world-th; here there is one.
+    // so far) on.
     Loader(const Dataset& dataset, uint64_t seed, int64_t micro_batch, int64_t position);
     ~Loader();
     Loader(const Loader&) = delete;

@@ -2,18 +2,11 @@
 
 #include <algorithm>
 
+#include "llmc/device/reissued_graph.h"
+
 namespace lmo {
 
 namespace {
-
-class ReissuedBody : public Graph {
-  public:
-    explicit ReissuedBody(std::function<void()> body) : body_(std::move(body)) {}
-    void launch() override { body_(); }
-
-  private:
-    std::function<void()> body_;
-};
 
 bool alike(const Tensor& a, const Tensor& b) { return a.dtype == b.dtype && a.shape == b.shape; }
 
@@ -70,7 +63,7 @@ void TimedBackend::restart() {
 }
 
 std::unique_ptr<Graph> TimedBackend::capture(std::function<void()> body) {
-    return std::make_unique<ReissuedBody>(std::move(body));
+    return std::make_unique<ReissuedGraph>(std::move(body));
 }
 
 // ---- data and elementwise -----------------------------------------------------------------------
