@@ -4,8 +4,12 @@
 #include <omp.h>
 #include <sys/mman.h>
 
+#include <algorithm>
 #include <cstdlib>
 #include <cstring>
+#include <fstream>
+#include <limits>
+#include <string>
 
 #include "llmc/core/error.h"
 #include "llmc/device/reissued_graph.h"
@@ -61,6 +65,20 @@ void* CpuBackend::allocate(size_t bytes) {
                     " MiB asked for and not available; use a smaller model or batch.micro_batch");
     }
     return memory;
+}
+
+// What the machine has free, the limit of a container included; infinite where it does not say.
+double CpuBackend::free_bytes() const {
+    double kibibytes = 0, limit = 0;
+    std::ifstream info("/proc/meminfo"), container("/sys/fs/cgroup/memory.max");
+    std::string key, rest;
+    double value;
+    while (info >> key >> value && std::getline(info, rest)) {
+        if (key == "MemAvailable:" || key == "SwapFree:") kibibytes += value;
+    }
+    double free = kibibytes > 0 ? 1024 * kibibytes : std::numeric_limits<double>::infinity();
+    if (container >> limit) free = std::min(free, limit);  // "max" is no number
+    return free;
 }
 
 void CpuBackend::release(void* memory) { std::free(memory); }

@@ -18,6 +18,9 @@ class CpuBackend : public Backend {
 
     std::string describe() const override;
     DType preferred_compute() const override;
+    DType preferred_newton_schulz() const override { return DType::f32; }
+    bool has_fp64() const override { return true; }
+    double free_bytes() const override;
 
     void* allocate(size_t bytes) override;
     void release(void* memory) override;

@@ -52,7 +52,9 @@ void CpuBackend::gemm(const Gemm& op) {
     assert(op.a.dtype == op.b.dtype);
     assert(op.c.dtype == op.a.dtype || (op.a.dtype == DType::bf16 && op.c.dtype == DType::f32));
     if (op.a.dtype == DType::f64) return gemm_in<double>(op);
-    if (op.a.dtype == DType::bf16 && bf16_matmul_.fast() && bf16_matmul_.run(op, threads_)) return;
+    const bool empty = op.a.count() == 0 || op.b.count() == 0;
+    const bool fast = op.a.dtype == DType::bf16 && !empty && bf16_matmul_.fast();
+    if (fast && bf16_matmul_.run(op, threads_)) return;
     gemm_in<float>(op);
 }
 

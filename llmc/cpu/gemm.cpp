@@ -84,7 +84,14 @@ Blas::Blas(const Kernels& kernels, int threads) : kernels_(kernels), threads_(th
 #endif
 }
 
+// The libraries refuse these, because leading dimensions are 0.
+template <typename T>
+static bool empty(const Product<T>& p) {
+    return p.m == 0 || p.n == 0 || p.k == 0;
+}
+
 void Blas::gemm(const Product<float>& p) const {
+    if (empty(p)) return plain_gemm(p);
 #ifdef LMO_ONEDNN
     enter();
     const dnnl_status_t status =
@@ -100,7 +107,9 @@ void Blas::gemm(const Product<float>& p) const {
 #endif
 }
 
-void Blas::gemm(const Product<double>& p) const { openblas_or_plain(p); }
+void Blas::gemm(const Product<double>& p) const {
+    empty(p) ? plain_gemm(p) : openblas_or_plain(p);
+}
 
 template <typename T>
 void Blas::openblas_or_plain(const Product<T>& p) const {

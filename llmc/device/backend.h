@@ -194,7 +194,9 @@ struct FrobeniusNormalize {
 // Newton-Schulz orthogonalisation, each tensor [m, n] a matrix, all of one shape: with X = x (the
 // transpose if m > n) / (||x||_F * norm_scale + eps), for each (a, b, c):
 //   A = X X^T,  X = a X + (b A + c A^2) X.
-// Zero stays zero.
+// Zero stays zero. `inner` is the type of the matrices inside; products are accumulated in the master
+// type. f32 means the tensors' own type; f16 and bf16 are for backends that prefer them
+// (preferred_newton_schulz).
 struct NewtonSchulzStep {
     double a, b, c;
 };
@@ -203,6 +205,7 @@ struct NewtonSchulz {
     std::span<const NewtonSchulzStep> steps;
     double norm_scale = 1.0, eps = 1e-7;
     Tensor workspace;
+    DType inner = DType::f32;
 };
 
 // w = (1 - lr * decay[i]) * w - lr * radius[i] * x, with lr = lr_scale * rate[0] (fp64). When
@@ -232,6 +235,13 @@ class Backend {
     virtual std::string describe() const = 0;
     // The type in which this device computes fastest without a loss that matters: bf16 or fp32.
     virtual DType preferred_compute() const = 0;
+    // The type inside of a Newton-Schulz iteration on fp32 matrices that costs no accuracy that
+    // training notices: f16 on tensor cores, else f32.
+    virtual DType preferred_newton_schulz() const = 0;
+    // Whether compute and master may be f64: the oracle of tests.
+    virtual bool has_fp64() const = 0;
+    // Memory that allocate may still hand out, about; infinite where nobody says.
+    virtual double free_bytes() const = 0;
 
     // Memory. allocate: 256-byte aligned, contents undefined; Error when there is none left.
     // copy_in has read the host's bytes when it returns.
@@ -287,5 +297,6 @@ class Backend {
 
 // The makers; each backend's folder defines its own.
 std::unique_ptr<Backend> make_cpu_backend(int threads);  // 0: all cores of this process
+std::unique_ptr<Backend> make_cuda_backend();            // device 0 of those visible; Error if none
 
 }  // namespace lmo

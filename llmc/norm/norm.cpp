@@ -75,14 +75,14 @@ class SpectralNorm : public Norm {
     void direction(Backend& backend, std::span<const Tensor> x,
                    const Tensor& workspace) const override {
         for_equal_shapes(x, [&](std::span<const Tensor> run) {
-            backend.newton_schulz(operation(run, workspace));
+            backend.newton_schulz(operation(backend, run, workspace));
         });
     }
 
     size_t workspace_bytes(const Backend& backend, std::span<const Tensor> x) const override {
         size_t bytes = 0;
         for_equal_shapes(x, [&](std::span<const Tensor> run) {
-            bytes = std::max(bytes, backend.workspace_bytes(operation(run, {})));
+            bytes = std::max(bytes, backend.workspace_bytes(operation(backend, run, {})));
         });
         return bytes;
     }
@@ -104,8 +104,10 @@ class SpectralNorm : public Norm {
     }
 
   private:
-    NewtonSchulz operation(std::span<const Tensor> x, const Tensor& workspace) const {
-        return {x, set_.steps, set_.norm_scale, set_.eps, workspace};
+    NewtonSchulz operation(const Backend& backend, std::span<const Tensor> x,
+                           const Tensor& workspace) const {
+        return {x,        set_.steps, set_.norm_scale,
+                set_.eps, workspace,  backend.preferred_newton_schulz()};
     }
 
     // Calls run(part) for each longest run of neighbours of one shape: one batch of products.

@@ -1,5 +1,6 @@
 // What the tests of backend operations share. They are written over the Backend interface, so that
-// each new backend runs the same tests: it adds its name to test_backends().
+// each new backend runs the same tests: it links these files with its own definitions of the two
+// functions below (backends_cpu.cpp, backends_cuda.cpp).
 //
 // Tests work with values in double: put() rounds them to a tensor's type, get() reads them back,
 // and references are templates over the type of their arithmetic. The criterion for fp32 and bf16
@@ -24,7 +25,9 @@ namespace lmo {
 
 using Values = std::vector<double>;
 
-inline std::vector<std::string> test_backends() { return {"cpu"}; }
+// The backends under test in this program, and one of them. `threads` matters on the CPU only.
+std::vector<std::string> test_backends();
+std::unique_ptr<Backend> make_test_backend(const std::string& name, int threads);
 
 inline DType master_of(DType compute) { return compute == DType::f64 ? DType::f64 : DType::f32; }
 
@@ -37,11 +40,20 @@ inline Values random_values(int64_t count, uint64_t seed, double scale = 1.0) {
     return values;
 }
 
+// To IEEE half precision: 11 bits, fewer below 2^-14, infinite from 65520 on.
+inline double round_to_f16(double value) {
+    if (value == 0 || !std::isfinite(value)) return value;
+    const double unit = std::ldexp(1.0, std::max(std::ilogb(value) - 10, -24));
+    const double rounded = std::nearbyint(value / unit) * unit;
+    return std::abs(rounded) > 65504 ? std::copysign(INFINITY, value) : rounded;
+}
+
 // The values as a tensor of this type holds them.
 inline Values round_to(DType type, Values values) {
     for (double& value : values) {
         if (type != DType::f64) value = static_cast<float>(value);
         if (type == DType::bf16) value = bf16_to_float(float_to_bf16(static_cast<float>(value)));
+        if (type == DType::f16) value = round_to_f16(value);
     }
     return values;
 }
@@ -61,9 +73,32 @@ inline double largest_difference(const Values& a, const Values& b) {
     return top;
 }
 
+// d f / d x by central differences.
+template <typename F>
+Values differences(Values x, F f) {
+    Values gradient(x.size());
+    for (size_t i = 0; i < x.size(); ++i) {
+        const double h = 1e-5, old = x[i];
+        x[i] = old + h;
+        const double up = f(x);
+        x[i] = old - h;
+        const double down = f(x);
+        x[i] = old;
+        gradient[i] = (up - down) / (2 * h);
+    }
+    return gradient;
+}
+
+inline double dot(const Values& a, const Values& b) {
+    double sum = 0;
+    for (size_t i = 0; i < a.size(); ++i) sum += a[i] * b[i];
+    return sum;
+}
+
 // One half unit in the last place of numbers of size 1.
 inline double half_ulp(DType type) {
     if (type == DType::f64) return std::ldexp(1.0, -53);
+    if (type == DType::f16) return std::ldexp(1.0, -11);
     return type == DType::f32 ? std::ldexp(1.0, -24) : std::ldexp(1.0, -9);
 }
 
@@ -92,7 +127,18 @@ class BackendTest : public ::testing::TestWithParam<std::string> {
     // A fresh backend; tensors of the old one are gone.
     void use_threads(int threads) {
         release_all();
-        backend_ = make_cpu_backend(threads);
+        backend_ = make_test_backend(GetParam(), threads);
+    }
+
+    // fp64 is the oracle's: the CPU has it, a GPU does not.
+    bool has_fp64() const { return backend_->has_fp64(); }
+    std::vector<DType> compute_types() const {
+        if (has_fp64()) return {DType::f64, DType::f32, DType::bf16};
+        return {DType::f32, DType::bf16};
+    }
+    std::vector<DType> master_types() const {
+        if (has_fp64()) return {DType::f64, DType::f32};
+        return {DType::f32};
     }
 
     ~BackendTest() override { release_all(); }
@@ -125,6 +171,12 @@ class BackendTest : public ::testing::TestWithParam<std::string> {
         }
         backend_->copy_in(tensor, host.data());
         return tensor;
+    }
+
+    // The same, but not at a multiple of 16 bytes.
+    Tensor put_unaligned(DType type, Shape shape, Values values) {
+        values.insert(values.begin(), NAN);
+        return put(type, {static_cast<int64_t>(values.size())}, values).slice(1, shape);
     }
 
     Tensor put_ids(const std::vector<int32_t>& ids) {
@@ -202,6 +254,22 @@ class BackendTest : public ::testing::TestWithParam<std::string> {
     std::vector<void*> blocks_;
     std::vector<Guard> guards_;
 };
+
+// Tests in fp64 alone, such as finite differences, run on the oracle only; the other backends are
+// compared with it.
+inline std::vector<std::string> oracle_backends() {
+    std::vector<std::string> names = test_backends();
+    names.erase(std::remove_if(names.begin(), names.end(),
+                               [](const std::string& name) { return name != "cpu"; }),
+                names.end());
+    return names;
+}
+
+#define LMO_ON_THE_ORACLE(Suite)                                 \
+    GTEST_ALLOW_UNINSTANTIATED_PARAMETERIZED_TEST(Suite);        \
+    INSTANTIATE_TEST_SUITE_P(                                    \
+        Oracle, Suite, ::testing::ValuesIn(oracle_backends()),   \
+        [](const ::testing::TestParamInfo<std::string>& info) { return info.param; })
 
 #define LMO_ON_ALL_BACKENDS(Suite)                             \
     INSTANTIATE_TEST_SUITE_P(                                  \

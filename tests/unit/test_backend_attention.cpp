@@ -103,7 +103,7 @@ class AttentionTest : public BackendTest {
     }
 
     void check(const Case& c, double scale = 1.0) {
-        for (const DType type : {DType::f64, DType::f32, DType::bf16}) {
+        for (const DType type : compute_types()) {
             SCOPED_TRACE(to_string(type) + " T " + std::to_string(c.positions) + " D " +
                          std::to_string(c.size));
             const Values qkv = round_to(type, random_values(c.tokens() * c.stride(), 1, scale));
@@ -133,7 +133,7 @@ TEST_P(AttentionTest, PeakedScores) { check({1, 70, 2, 2, 16}, 4.0); }
 // place would be a full step of an optimizer that does not look at the size.
 TEST_P(AttentionTest, OneKeyGivesItsQueryNoGradient) {
     for (const Case& c : {Case{3, 1, 2, 1, 16}, Case{2, 70, 4, 2, 64}, Case{1, 1, 1, 1, 128}}) {
-        for (const DType type : {DType::f64, DType::f32, DType::bf16}) {
+        for (const DType type : compute_types()) {
             const Values qkv = random_values(c.tokens() * c.stride(), 1, 3.0);
             const Values dout = random_values(c.tokens() * c.heads * c.size, 2);
             const Result r = run(c, type, qkv, dout);

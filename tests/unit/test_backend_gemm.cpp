@@ -38,6 +38,14 @@ Shape shape_of(int64_t batch, int64_t rows, int64_t columns) {
 
 class GemmTest : public BackendTest {
   protected:
+    // Of the operands and of the result.
+    std::vector<std::pair<DType, DType>> types() const {
+        std::vector<std::pair<DType, DType>> pairs = {
+            {DType::f32, DType::f32}, {DType::bf16, DType::f32}, {DType::bf16, DType::bf16}};
+        if (has_fp64()) pairs.push_back({DType::f64, DType::f64});
+        return pairs;
+    }
+
     // batch 0: rank 2.
     void check(Case p, DType compute, DType c_type) {
         const int64_t batch = std::max<int64_t>(p.batch, 1);
@@ -58,18 +66,16 @@ class GemmTest : public BackendTest {
         give_workspace(op);
         backend_->gemm(op);
         p.batch = batch;
+        SCOPED_TRACE(std::to_string(p.m) + " x " + std::to_string(p.n) + " over " +
+                     std::to_string(p.k) + (p.transpose_a ? ", A^T" : "") +
+                     (p.transpose_b ? ", B^T" : ""));
         expect_accurate(c_type, get(op.c), reference<double>(p, a, b, c),
                         reference<float>(p, a, b, c));
     }
 };
 
-const std::vector<std::pair<DType, DType>> types = {{DType::f64, DType::f64},
-                                                    {DType::f32, DType::f32},
-                                                    {DType::bf16, DType::f32},
-                                                    {DType::bf16, DType::bf16}};
-
 TEST_P(GemmTest, AllTransposesTypesAndScales) {
-    for (const auto& [compute, c_type] : types) {
+    for (const auto& [compute, c_type] : types()) {
         for (const bool ta : {false, true}) {
             for (const bool tb : {false, true}) {
                 for (const auto& [alpha, beta] :
@@ -82,21 +88,74 @@ TEST_P(GemmTest, AllTransposesTypesAndScales) {
 }
 
 TEST_P(GemmTest, CornerShapes) {
-    for (const auto& [compute, c_type] : types) {
+    for (const auto& [compute, c_type] : types()) {
         check({0, 1, 1, 1, false, false, 1, 0}, compute, c_type);
         check({0, 1, 131, 7, false, true, 1, 0}, compute, c_type);
         check({0, 131, 1, 7, true, false, 1, 1}, compute, c_type);
         check({0, 5, 300, 1, false, false, 1, 0}, compute, c_type);
         check({0, 150, 130, 260, true, true, 1, 0}, compute, c_type);
+        check({0, 3, 5, 20000, false, true, 1, 1}, compute, c_type);  // a long sum, few results
+        check({0, 24, 257, 40, false, true, 1, 0}, compute, c_type);  // a vocabulary of odd size
+        check({0, 24, 40, 257, false, false, 1, 0}, compute, c_type);
+        check({0, 257, 40, 24, true, false, 1, 1}, compute, c_type);
     }
 }
 
 TEST_P(GemmTest, BatchesOfRankThree) {
-    for (const auto& [compute, c_type] : types) {
+    for (const auto& [compute, c_type] : types()) {
         check({1, 9, 8, 7, false, true, 1, 0}, compute, c_type);
         check({3, 20, 17, 33, false, true, 1, 0}, compute, c_type);
         check({4, 20, 17, 33, true, false, 1, 1}, compute, c_type);
     }
+}
+
+TEST_P(GemmTest, SumsOfNothing) {
+    for (const auto& [compute, c_type] : types()) {
+        for (const double beta : {0.0, 1.0, -0.5}) {
+            check({0, 3, 5, 0, false, true, 1, beta}, compute, c_type);
+            check({2, 3, 5, 0, false, false, 1, beta}, compute, c_type);
+        }
+        check({0, 0, 5, 4, false, true, 1, 1}, compute, c_type);
+        check({0, 3, 0, 4, true, false, 1, 0}, compute, c_type);
+    }
+}
+
+// Views of one buffer, as of parameters side by side, start at any element.
+TEST_P(GemmTest, OperandsAtAnyAddress) {
+    for (const auto& [compute, c_type] : types()) {
+        for (const int64_t offset : {1, 2, 4, 8}) {
+            const int64_t m = 24, n = 32, k = 40;
+            const Values a = round_to(compute, random_values(m * k + offset, 1));
+            const Values b = round_to(compute, random_values(k * n + offset, 2));
+            Gemm op;
+            op.a = put(compute, {m * k + offset}, a).slice(offset, {m, k});
+            op.b = put(compute, {k * n + offset}, b).slice(offset, {k, n});
+            const Tensor c = blank(c_type, {m * n + offset});
+            op.c = c.slice(offset, {m, n});
+            give_workspace(op);
+            backend_->gemm(op);
+            const Case p{1, m, n, k, false, false, 1, 0};
+            const Values from_a(a.begin() + offset, a.end()), from_b(b.begin() + offset, b.end());
+            const Values none(static_cast<size_t>(m * n), NAN);
+            expect_accurate(c_type, get(op.c), reference<double>(p, from_a, from_b, none),
+                            reference<float>(p, from_a, from_b, none));
+            EXPECT_TRUE(std::isnan(get(c)[static_cast<size_t>(offset - 1)]));
+        }
+    }
+}
+
+TEST_P(GemmTest, ARecordedProductRunsEachTime) {
+    Gemm op;
+    op.a = put(DType::bf16, {1, 2}, {2, 3});
+    op.b = put(DType::bf16, {2, 1}, {5, 7});
+    op.c = put(DType::f32, {1, 1}, {1});
+    op.beta = 1;
+    give_workspace(op);
+    const auto graph = backend_->capture([&] { backend_->gemm(op); });
+    EXPECT_EQ(get(op.c), Values({1}));
+    graph->launch();
+    graph->launch();
+    EXPECT_EQ(get(op.c), Values({63}));
 }
 
 TEST_P(GemmTest, NanAndInfinityPropagate) {
@@ -112,23 +171,26 @@ TEST_P(GemmTest, NanAndInfinityPropagate) {
 }
 
 TEST_P(GemmTest, EqualBitsEachTime) {
-    Values first;
-    for (int run = 0; run < 3; ++run) {
-        Gemm op;
-        op.a = put(DType::f32, {130, 200}, random_values(130 * 200, 1));
-        op.b = put(DType::f32, {200, 70}, random_values(200 * 70, 2));
-        op.c = blank(DType::f32, {130, 70});
-        give_workspace(op);
-        backend_->gemm(op);
-        if (run == 0) first = get(op.c);
-        EXPECT_EQ(get(op.c), first);
+    for (const auto& [compute, c_type] : types()) {
+        Values first;
+        for (int run = 0; run < 3; ++run) {
+            Gemm op;
+            op.a = put(compute, {70, 600}, random_values(70 * 600, 1));
+            op.b = put(compute, {600, 50}, random_values(600 * 50, 2));
+            op.c = blank(c_type, {70, 50});
+            give_workspace(op);
+            backend_->gemm(op);
+            if (run == 0) first = get(op.c);
+            EXPECT_EQ(get(op.c), first);
+        }
     }
 }
 
 TEST_P(GemmTest, SymmetricProduct) {
-    for (const auto& [compute, c_type] : types) {
-        for (const auto& [batch, m, k] : {std::tuple{0, 1, 1}, std::tuple{0, 70, 33},
-                                          std::tuple{0, 129, 300}, std::tuple{3, 17, 65}}) {
+    for (const auto& [compute, c_type] : types()) {
+        for (const auto& [batch, m, k] :
+             {std::tuple{0, 1, 1}, std::tuple{0, 70, 33}, std::tuple{0, 129, 300},
+              std::tuple{3, 17, 65}, std::tuple{2, 40, 0}}) {
             for (const double beta : {0.0, -0.75}) {
                 const int64_t count = std::max(batch, 1);
                 const Values a = round_to(compute, random_values(count * m * k, 1));

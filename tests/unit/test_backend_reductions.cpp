@@ -7,8 +7,8 @@ namespace {
 class ReductionsTest : public BackendTest {};
 
 TEST_P(ReductionsTest, SumScalesAndAccumulates) {
-    for (const DType type : {DType::f64, DType::f32, DType::bf16}) {
-        for (const int64_t count : {1, 5, 1024, 1025, 200000}) {
+    for (const DType type : compute_types()) {
+        for (const int64_t count : {0, 1, 5, 1024, 1025, 200003}) {
             const Values x = round_to(type, random_values(count, 1));
             double exact = 0, size = 0;
             for (const double value : x) {
@@ -32,7 +32,7 @@ TEST_P(ReductionsTest, SumOfNanIsNan) {
 }
 
 TEST_P(ReductionsTest, SumOfSquaresOfAList) {
-    for (const DType type : {DType::f64, DType::f32}) {
+    for (const DType type : master_types()) {
         const std::vector<int64_t> counts = {1, 100000, 64, 32768, 32769};
         std::vector<Tensor> tensors;
         Values exact;
@@ -59,6 +59,64 @@ TEST_P(ReductionsTest, SumOfSquaresDoesNotOverflowFloat) {
     EXPECT_NEAR(std::sqrt(get(op.out)[0]) / 5e30, 1, 1e-6);
 }
 
+// More tensors than one launch of any implementation takes, at any address, some of them empty.
+TEST_P(ReductionsTest, SumOfSquaresOfManySmallTensors) {
+    const int64_t length = 40000;
+    const Values x = round_to(DType::f32, random_values(length, 3));
+    const Tensor flat = put(DType::f32, {length}, x);
+    std::vector<Tensor> tensors;
+    Values exact;
+    for (int64_t i = 0; i < 700; ++i) {
+        const int64_t offset = 13 * i, count = i == 600 ? 20001 : i % 11;
+        tensors.push_back(flat.slice(offset, {count}));
+        double sum = 0;
+        for (int64_t j = offset; j < offset + count; ++j) sum += x[j] * x[j];
+        exact.push_back(sum);
+    }
+    SumOfSquares op{tensors, blank(DType::f64, {700}), {}};
+    give_workspace(op);
+    backend_->sum_of_squares(op);
+    const Values out = get(op.out);
+    for (int i = 0; i < 700; ++i) ASSERT_NEAR(out[i], exact[i], 1e-13 * exact[i]) << i;
+
+    SumOfSquares none{{}, raw(DType::f64, {0}), {}};
+    give_workspace(none);
+    backend_->sum_of_squares(none);
+}
+
+TEST_P(ReductionsTest, SumOfSquaresKeepsNanApart) {
+    const std::vector<Tensor> tensors = {
+        put(DType::f32, {2}, {1, NAN}), put(DType::f32, {2}, {3, 4}),
+        put(DType::f32, {2}, {1, -INFINITY}), put(DType::f32, {2}, {1e-30, 0})};
+    SumOfSquares op{tensors, blank(DType::f64, {4}), {}};
+    give_workspace(op);
+    backend_->sum_of_squares(op);
+    const Values out = get(op.out);
+    EXPECT_TRUE(std::isnan(out[0]));
+    EXPECT_EQ(out[1], 25);
+    EXPECT_EQ(out[2], INFINITY);
+    EXPECT_NEAR(out[3] / 1e-60, 1, 1e-6);
+}
+
+// The order of the additions is a function of the number of elements alone.
+TEST_P(ReductionsTest, EqualBitsAtAnyAddress) {
+    for (const int64_t count : {3, 1000, 33333}) {
+        const Values x = random_values(count, 5);
+        Values first;
+        for (const int64_t offset : {0, 1, 2, 3}) {
+            const Tensor flat = blank(DType::f32, {count + 8}), place = flat.slice(offset, {count});
+            backend_->copy(place, put(DType::f32, {count}, x));
+            const std::vector<Tensor> tensors = {place};
+            SumOfSquares op{tensors, blank(DType::f64, {2}).slice(0, {1}), {}};
+            give_workspace(op);
+            backend_->sum_of_squares(op);
+            const Values sum = get(op.out);
+            if (offset == 0) first = sum;
+            EXPECT_EQ(sum, first) << "offset " << offset;
+        }
+    }
+}
+
 TEST_P(ReductionsTest, ClipFactor) {
     const auto run = [&](const Values& squares, double max_norm) {
         const ClipFactor op{put(DType::f64, {static_cast<int64_t>(squares.size())}, squares),
@@ -71,6 +129,8 @@ TEST_P(ReductionsTest, ClipFactor) {
     EXPECT_EQ(run({0}, 1.0), (std::pair{0.0, 1.0}));
     EXPECT_EQ(run({9, 16}, 1.0), (std::pair{5.0, 1.0 / (5.0 + 1e-6)}));
     EXPECT_TRUE(std::isnan(run({9, NAN}, 1.0).second));
+    EXPECT_EQ(run({9, INFINITY}, 1.0), (std::pair{double(INFINITY), 0.0}));
+    EXPECT_EQ(run(Values(1000, 4.0), 0.0).first, std::sqrt(4000.0));
 }
 
 TEST_P(ReductionsTest, EqualBitsForAnyNumberOfThreads) {
@@ -95,7 +155,7 @@ TEST_P(ReductionsTest, EqualBitsForAnyNumberOfThreads) {
 TEST_P(ReductionsTest, CopyConvertsAndZeroClears) {
     const Values x = random_values(70001, 1);
     const Tensor wide = put(DType::f64, {70001}, x);
-    for (const DType type : {DType::f64, DType::f32, DType::bf16}) {
+    for (const DType type : compute_types()) {
         const Tensor narrow = blank(type, {70001}), back = blank(DType::f64, {70001});
         backend_->copy(narrow, wide);
         EXPECT_EQ(get(narrow), round_to(type, x));
@@ -109,6 +169,95 @@ TEST_P(ReductionsTest, CopyConvertsAndZeroClears) {
     backend_->copy(half, nan);
     EXPECT_TRUE(std::isnan(get(half)[0]));
     EXPECT_EQ(get(half)[1], -INFINITY);
+}
+
+// Every bf16 number, and the middle between each and the next, which goes to the even one.
+TEST_P(ReductionsTest, CopyRoundsToNearestEven) {
+    Values numbers, middles;
+    for (uint32_t bits = 0; bits < 0x10000; ++bits) {
+        if ((bits & 0x7f80) == 0x7f80) continue;  // infinite or NaN
+        const float number = bf16_to_float(static_cast<uint16_t>(bits));
+        const uint32_t middle_bits = (bits << 16) + 0x8000;
+        float middle;
+        std::memcpy(&middle, &middle_bits, sizeof middle);
+        numbers.push_back(number);
+        middles.push_back(middle);
+    }
+    const int64_t count = static_cast<int64_t>(numbers.size());
+    for (const DType type : {DType::f32, DType::f64}) {
+        const Tensor half = blank(DType::bf16, {count});
+        backend_->copy(half, put(type, {count}, numbers));
+        EXPECT_EQ(get(half), numbers);
+        backend_->copy(half, put(type, {count}, middles));
+        EXPECT_EQ(get(half), round_to(DType::bf16, middles));
+    }
+    // From double through float: 1 + 2^-8 + 2^-40 is a middle there.
+    const Tensor one = blank(DType::bf16, {1});
+    backend_->copy(one, put(DType::f64, {1}, {1 + std::ldexp(1, -8) + std::ldexp(1, -40)}));
+    EXPECT_EQ(get(one)[0], 1);
+}
+
+TEST_P(ReductionsTest, CopyConvertsSlices) {
+    const Values x = round_to(DType::bf16, random_values(9000, 4));
+    for (const DType from_type : {DType::f64, DType::f32, DType::bf16}) {
+        for (const DType to_type : {DType::f64, DType::f32, DType::bf16}) {
+            for (const auto& [from_offset, to_offset] : {std::pair{0, 1}, std::pair{3, 0}}) {
+                const Tensor from = put(from_type, {9000}, x), to = blank(to_type, {9000});
+                for (const int64_t count : {0, 1, 7, 8193}) {
+                    const Tensor part = to.slice(to_offset, {count});
+                    backend_->copy(part, from.slice(from_offset, {count}));
+                    const Values expected(x.begin() + from_offset, x.begin() + from_offset + count);
+                    ASSERT_EQ(get(part), expected);
+                    ASSERT_TRUE(std::isnan(get(to)[to_offset + count])) << "wrote too much";
+                }
+            }
+        }
+    }
+}
+
+// fp16 is for devices whose matrix units prefer it.
+TEST_P(ReductionsTest, CopyConvertsFp16) {
+    if (backend_->preferred_newton_schulz() != DType::f16) GTEST_SKIP() << "no fp16 here";
+    std::vector<uint16_t> bits, even;
+    Values numbers, middles;
+    for (uint32_t i = 0; i < 0x10000; ++i) {
+        if ((i & 0x7c00) == 0x7c00 || (i & 0x7fff) == 0x7bff) continue;  // no finite neighbour
+        const uint16_t half = static_cast<uint16_t>(i), next = static_cast<uint16_t>(i + 1);
+        bits.push_back(half);
+        even.push_back(half % 2 ? next : half);
+        numbers.push_back(f16_to_float(half));
+        middles.push_back((f16_to_float(half) + f16_to_float(next)) / 2);
+    }
+    const int64_t count = static_cast<int64_t>(bits.size());
+    const Tensor half = raw(DType::f16, {count});
+    const auto narrowed = [&](DType from, const Values& values) {
+        backend_->copy(half, put(from, {count}, values));
+        std::vector<uint16_t> out(static_cast<size_t>(count));
+        backend_->copy_out(out.data(), half);
+        return out;
+    };
+    for (const DType type : {DType::f64, DType::f32}) {
+        EXPECT_EQ(narrowed(type, middles), even);
+        EXPECT_EQ(narrowed(type, numbers), bits);
+        const Tensor back = blank(type, {count});
+        backend_->copy(back, half);
+        EXPECT_EQ(get(back), numbers);
+    }
+    const Tensor bf16 = blank(DType::bf16, {count});
+    backend_->copy(bf16, half);
+    EXPECT_EQ(get(bf16), round_to(DType::bf16, numbers));
+    backend_->copy(half, bf16);
+    const Tensor back = blank(DType::f32, {count});
+    backend_->copy(back, half);
+    const Values wide = get(back), narrow = get(bf16);
+    for (int64_t i = 0; i < count; ++i) {
+        // bf16 has fewer bits but smaller numbers, and rounds some up to 65536.
+        if (std::abs(narrow[i]) > 65504) {
+            ASSERT_TRUE(std::isinf(wide[i]));
+        } else if (std::abs(narrow[i]) >= 6.1e-5) {
+            ASSERT_EQ(wide[i], narrow[i]);
+        }
+    }
 }
 
 TEST_P(ReductionsTest, CaptureRunsAtLaunchOnly) {
