@@ -1,0 +1,158 @@
+// The CUDA runtime's functions for streams, events, captures and graphs.
+#include <cuda_runtime_api.h>
+
+#include "dev/emulator/cudart.h"
+#include "dev/emulator/memory.h"
+#include "dev/emulator/scheduler.h"
+#include "dev/emulator/streams.h"
+
+using namespace emulator;
+
+extern "C" {
+
+// ---- streams ------------------------------------------------------------------------------------
+
+cudaError_t cudaStreamCreateWithFlags(cudaStream_t* stream, unsigned flags) {
+    *stream = make_stream(flags != cudaStreamNonBlocking);
+    return cudaSuccess;
+}
+cudaError_t cudaStreamCreate(cudaStream_t* stream) {
+    return cudaStreamCreateWithFlags(stream, cudaStreamDefault);
+}
+
+cudaError_t cudaStreamDestroy(cudaStream_t stream) {
+    return without_throwing([&] { destroy_stream(stream); });
+}
+
+cudaError_t cudaStreamSynchronize(cudaStream_t stream) {
+    Stream& own = find_stream(stream);
+    if (own.capture) return refuse_in_capture();
+    return synchronously([&] { wait_for(own); });
+}
+
+cudaError_t cudaStreamQuery(cudaStream_t stream) {
+    Stream& own = find_stream(stream);
+    if (own.capture) return refuse_in_capture();
+    return own.queue.empty() ? cudaSuccess : cudaErrorNotReady;
+}
+
+cudaError_t cudaDeviceSynchronize() {
+    if (any_capture()) return refuse_in_capture();
+    return synchronously([] {
+        wait_for_all();
+        check_canaries();
+    });
+}
+
+// ---- events -------------------------------------------------------------------------------------
+
+cudaError_t cudaEventCreateWithFlags(cudaEvent_t* event, unsigned) {
+    *event = reinterpret_cast<cudaEvent_t>(new Event);
+    return cudaSuccess;
+}
+cudaError_t cudaEventCreate(cudaEvent_t* event) { return cudaEventCreateWithFlags(event, 0); }
+
+cudaError_t cudaEventDestroy(cudaEvent_t event) {
+    return without_throwing([&] {
+        Event* own = reinterpret_cast<Event*>(event);
+        wait_for_all();  // of work that refers to it
+        delete own;
+    });
+}
+
+cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream) {
+    Event* own = reinterpret_cast<Event*>(event);
+    Stream& on = find_stream(stream);
+    if (on.capture) return refuse_in_capture();  // CUDA can, the emulator cannot
+    const uint64_t count = ++own->recorded;
+    issue(on, {[own, count] {
+              own->reached = count;
+              own->time = std::chrono::steady_clock::now();
+          }});
+    return cudaSuccess;
+}
+
+cudaError_t cudaStreamWaitEvent(cudaStream_t stream, cudaEvent_t event, unsigned) {
+    Event* own = reinterpret_cast<Event*>(event);
+    Stream& on = find_stream(stream);
+    if (on.capture) return refuse_in_capture();
+    issue(on, {nullptr, own, own->recorded});
+    return cudaSuccess;
+}
+
+cudaError_t cudaEventQuery(cudaEvent_t event) {
+    const Event* own = reinterpret_cast<Event*>(event);
+    return own->reached < own->recorded ? cudaErrorNotReady : cudaSuccess;
+}
+
+cudaError_t cudaEventSynchronize(cudaEvent_t event) {
+    if (any_capture()) return refuse_in_capture();
+    return synchronously([&] { wait_for(*reinterpret_cast<Event*>(event)); });
+}
+
+cudaError_t cudaEventElapsedTime(float* milliseconds, cudaEvent_t from, cudaEvent_t to) {
+    const Event* first = reinterpret_cast<Event*>(from);
+    const Event* second = reinterpret_cast<Event*>(to);
+    if (first->recorded == 0 || second->recorded == 0)
+        return remember(cudaErrorInvalidResourceHandle);
+    if (first->reached < first->recorded || second->reached < second->recorded) {
+        return cudaErrorNotReady;
+    }
+    *milliseconds = std::chrono::duration<float, std::milli>(second->time - first->time).count();
+    return cudaSuccess;
+}
+
+// ---- captures and graphs ------------------------------------------------------------------------
+
+cudaError_t cudaStreamBeginCapture(cudaStream_t stream, cudaStreamCaptureMode) {
+    if (!stream) return remember(cudaErrorStreamCaptureUnsupported);
+    Stream& own = find_stream(stream);
+    if (own.capture) return remember(cudaErrorIllegalState);
+    own.capture = std::make_unique<Recording>();
+    own.capture_broken = false;
+    return cudaSuccess;
+}
+
+cudaError_t cudaStreamEndCapture(cudaStream_t stream, cudaGraph_t* graph) {
+    *graph = nullptr;
+    Stream& own = find_stream(stream);
+    if (!own.capture) return remember(cudaErrorIllegalState);
+    const auto recording = std::move(own.capture);
+    if (own.capture_broken) return remember(cudaErrorStreamCaptureInvalidated);
+    *graph = reinterpret_cast<cudaGraph_t>(new Recording(*recording));
+    return cudaSuccess;
+}
+
+cudaError_t cudaStreamIsCapturing(cudaStream_t stream, cudaStreamCaptureStatus* status) {
+    const Stream& own = find_stream(stream);
+    *status = !own.capture         ? cudaStreamCaptureStatusNone
+              : own.capture_broken ? cudaStreamCaptureStatusInvalidated
+                                   : cudaStreamCaptureStatusActive;
+    return cudaSuccess;
+}
+
+cudaError_t cudaGraphInstantiate(cudaGraphExec_t* executable, cudaGraph_t graph,
+                                 unsigned long long) {
+    *executable = nullptr;
+    if (!graph) return remember(cudaErrorInvalidValue);
+    *executable = reinterpret_cast<cudaGraphExec_t>(
+        new Recording(*reinterpret_cast<const Recording*>(graph)));
+    return cudaSuccess;
+}
+
+cudaError_t cudaGraphLaunch(cudaGraphExec_t executable, cudaStream_t stream) {
+    if (!executable) return remember(cudaErrorInvalidValue);
+    for (const Work& work : reinterpret_cast<Recording*>(executable)->work) enqueue(stream, work);
+    return cudaSuccess;
+}
+
+cudaError_t cudaGraphDestroy(cudaGraph_t graph) {
+    delete reinterpret_cast<Recording*>(graph);
+    return cudaSuccess;
+}
+cudaError_t cudaGraphExecDestroy(cudaGraphExec_t executable) {
+    delete reinterpret_cast<Recording*>(executable);
+    return cudaSuccess;
+}
+
+}  // extern "C"

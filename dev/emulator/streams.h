@@ -1,0 +1,54 @@
+// Inside the emulator: streams, events and captures, in C++'s terms; cudart_streams.cpp gives them
+// the names of the CUDA runtime.
+#pragma once
+
+#include <chrono>
+#include <deque>
+#include <memory>
+#include <vector>
+
+#include "dev/emulator/runtime.h"
+
+namespace emulator {
+
+using Work = std::function<void()>;
+
+struct Event {
+    uint64_t recorded = 0;  // how often record was issued,
+    uint64_t reached = 0;   // and how often it has run
+    std::chrono::steady_clock::time_point time{};
+};
+
+struct Operation {
+    Work run;
+    Event* awaited = nullptr;  // it waits until this event has been reached `count` times
+    uint64_t count = 0;
+    uint64_t number = 0;  // in the order of issue, over all streams
+};
+
+// What a capture recorded; also the graph and its executable form, whose launch repeats it.
+struct Recording {
+    std::vector<Work> work;
+};
+
+struct Stream {
+    bool blocking = true;  // waits for the legacy stream, and that one for it
+    std::deque<Operation> queue;
+    std::unique_ptr<Recording> capture;
+    bool capture_broken = false;
+};
+
+// The default stream for null. Throws Error for a stream that was destroyed or never made.
+Stream& find_stream(cudaStream_t stream);
+bool any_capture();     // some stream is being captured now
+void break_captures();  // something was called that no capture allows
+
+cudaStream_t make_stream(bool blocking);
+void destroy_stream(cudaStream_t stream);  // after its work
+
+void issue(Stream& stream, Operation operation);
+void wait_for(Stream& stream);
+void wait_for(const Event& event);
+void wait_for_all();
+
+}  // namespace emulator
