@@ -1,0 +1,279 @@
+// Causal attention, backward, on tensor cores: bf16, head sizes up to 128, any T, grouped heads.
+//
+// With P = exp(S / sqrt(D) - lse) from the saved log-sum-exp and dP = dO V^T:
+//   delta_t = sum_d dO_td O_td (= sum_s P_ts dP_ts),  dS = P (dP - delta) / sqrt(D),
+//   dQ = dS K,  dK = dS^T Q,  dV = P^T dO
+// in two kernels without atomics, so that results have the same bits in every run (Dao 2023 adds
+// dQ by atomics; here P and dP are computed twice instead):
+//  * query_gradient: a block owns queries of one head and walks over the keys. It computes delta
+//    first, and leaves (lse in base 2, delta) of every row in the workspace, [B, H, T rounded up]
+//    pairs of fp32; rows behind T get (infinity, 0), which makes their P zero.
+//  * key_value_gradient: a block owns keys of one key/value head and walks over the queries that
+//    see them, of all heads of the group in turn. It works on S^T = K Q^T and dP^T = V dO^T, so
+//    that P^T and dS^T are A operands where they are.
+// As in attention.cu, 16 rows a warp, scores in registers, the next tile under way by cp.async,
+// hidden tiles skipped, the longest blocks first. P and dS are rounded to bf16 for the products.
+//
+// The first query of a sequence sees one key: its softmax is 1 and its dS zero, but delta and dP
+// are the same number summed in different orders. Its dS is set to zero: an optimizer that looks
+// at signs only would follow the difference.
+//
+// lse is one fp32 number, so P carries a relative error of about 2^-23 |lse|. Where that number is
+// so large that it says nothing any more (|lse| > 2^20), it is rounded up, so that P fades to zero
+// and no exp2 overflows.
+//
+// FLOPs: 10 D a visible pair (t, s) are counted, 5 D B H T (T + 1); 14 D are computed. Memory: each
+// of Q, K, V, O, dO once as owner and once a block of the other kind, from L2; dqkv once.
+//
+//                          registers sm_80 / sm_90a  shared memory  threads  blocks an SM (H100)
+//   query      D <=  64
+//   query      D <= 128
+//   key/value  D <=  64
+//   key/value  D <= 128
+#include "llmc/cuda/attention.cuh"
+#include "llmc/cuda/attention_general.cuh"
+#include "llmc/cuda/cuda_backend.h"
+
+namespace lmo::cuda {
+
+namespace {
+
+struct BackwardArguments {
+    AttentionHeads heads;
+    const bf16 *qkv, *out, *dout;
+    const float* lse;
+    float* rows;  // workspace: (lse in base 2, delta) of each row
+    bf16* dqkv;
+};
+
+// Rows of a head in the workspace: whole tiles of both kernels.
+constexpr int kRowBlock = 128;
+__host__ __device__ inline int64_t padded_rows(int positions) {
+    return div_up<int64_t>(positions, kRowBlock) * kRowBlock;
+}
+
+// lse in base 2, rounded up where it is beyond the precision of a weight.
+__device__ __forceinline__ float to_base2(float lse) {
+    const float x = lse * kLog2E;
+    return x + 0x1p-18f * fmaxf(fabsf(x) - 0x1p20f, 0.0f);
+}
+
+// ---- dQ -----------------------------------------------------------------------------------------
+
+// (lse, delta) of the block's rows: to shared memory, for this block, and to the workspace. Every
+// row is read by Size / 8 neighbouring lanes, 16 bytes each.
+template <int Size, int Queries, int Threads>
+__device__ __forceinline__ void prepare_rows(const BackwardArguments& p, const AttentionItem& item,
+                                             int q0, const bf16* dout_tile, float* row_tile) {
+    constexpr int kChunks = Size / 8, kRowsAtOnce = Threads / kChunks;
+    const AttentionHeads& heads = p.heads;
+    const int chunk = threadIdx.x & (kChunks - 1);
+    const bf16* const out = p.out + heads.output(item.batch, q0, item.head) + 8 * chunk;
+    const float* const lse = p.lse + heads.row(item.batch, item.head) + q0;
+    float* const rows =
+        p.rows + 2 * ((item.batch * heads.heads + item.head) * padded_rows(heads.positions) + q0);
+#pragma unroll
+    for (int i = 0; i < Queries / kRowsAtOnce; ++i) {
+        const int row = threadIdx.x / kChunks + i * kRowsAtOnce;
+        const bool inside = q0 + row < heads.positions;
+        float delta = 0.0f;
+        if (inside && 8 * chunk < heads.size) {
+            const Vector<bf16, 8> o = load<8>(out + int64_t{row} * heads.out_stride());
+            const Vector<bf16, 8> g = load<8>(dout_tile + tile_offset<Size>(row, chunk));
+#pragma unroll
+            for (int e = 0; e < 8; ++e) delta = fmaf(to_float(o[e]), to_float(g[e]), delta);
+        }
+#pragma unroll
+        for (int step = kChunks / 2; step > 0; step /= 2) {
+            delta += __shfl_xor_sync(0xffffffffu, delta, step);
+        }
+        if (chunk == 0) {
+            const Vector<float, 2> pair{inside ? to_base2(lse[row]) : INFINITY, delta};
+            store(row_tile + 2 * row, pair);
+            store(rows + 2 * row, pair);
+        }
+    }
+}
+
+template <int Size, int Queries, int Keys>
+constexpr size_t query_shared_bytes() {  // Q, dO, two stages of K and V, rows
+    return sizeof(bf16) * Size * (2 * Queries + 4 * Keys) + 2 * sizeof(float) * Queries;
+}
+
+template <int Size, int Queries, int Keys, bool Keep, int Blocks>
+__global__ void __launch_bounds__(2 * Queries, Blocks)
+    query_gradient_kernel(const BackwardArguments p) {
+    constexpr int kThreads = 2 * Queries;
+    LMO_DYNAMIC_SHARED(bf16, shared);
+    bf16 *const q_tile = shared, *const dout_tile = q_tile + Queries * Size;
+    bf16* const stages = dout_tile + Queries * Size;
+    float* const row_tile = reinterpret_cast<float*>(stages + 4 * Keys * Size);
+    const AttentionHeads& heads = p.heads;
+    const int T = heads.positions, tiles_of_queries = div_up(T, Queries);
+    const AttentionItem item(tiles_of_queries, heads.heads);
+    const int q0 = (tiles_of_queries - 1 - item.tile) * Queries;
+    const int warp_row = threadIdx.x / 32 * 16, first_row = q0 + warp_row;
+    const int lane = threadIdx.x & 31, row = first_row + (lane >> 2);
+    const int tiles = div_up(min(q0 + Queries, T), Keys);
+    const float scale2 = heads.scale * kLog2E;
+
+    const int value_offset = heads.kv_heads * heads.size;
+    const bf16* keys = p.qkv + heads.key(item.batch, 0, item.head / heads.group());
+    const auto load_keys = [&](int j) {
+        bf16* const stage = stages + (j & 1) * (2 * Keys * Size);
+        load_tile<Keys, Size, kThreads>(stage, keys, heads.stride(), T - j * Keys, heads.size);
+        load_tile<Keys, Size, kThreads>(stage + Keys * Size, keys + value_offset, heads.stride(),
+                                        T - j * Keys, heads.size);
+        keys += Keys * heads.stride();
+    };
+    load_tile<Queries, Size, kThreads>(q_tile, p.qkv + heads.query(item.batch, q0, item.head),
+                                       heads.stride(), T - q0, heads.size);
+    load_tile<Queries, Size, kThreads>(dout_tile, p.dout + heads.output(item.batch, q0, item.head),
+                                       heads.out_stride(), T - q0, heads.size);
+    load_keys(0);
+    cp_async_commit();
+    cp_async_wait<0>();
+    __syncthreads();
+    prepare_rows<Size, Queries, kThreads>(p, item, q0, dout_tile, row_tile);
+    __syncthreads();
+    const float* const pair = row_tile + 2 * (warp_row + (lane >> 2));
+    const float lse[2] = {pair[0], pair[16]}, delta[2] = {pair[1], pair[17]};
+    WarpRows<Size, Keep> q, dout;
+    q.read(q_tile, warp_row);
+    dout.read(dout_tile, warp_row);
+
+    float dq[Size / 8][4];
+    set_zero(dq);
+    for (int j = 0; j < tiles; ++j) {
+        cp_async_wait<0>();
+        __syncthreads();  // tile j is there, and nobody reads tile j - 1 any more
+        if (j + 1 < tiles) load_keys(j + 1);
+        cp_async_commit();
+        if (first_row >= T || j * Keys > first_row + 15) continue;
+        const bf16* const k_tile = stages + (j & 1) * (2 * Keys * Size);
+        float s[Keys / 8][4], ds[Keys / 8][4];
+        set_zero(s);
+        add_product_transposed<Size, Keys>(s, q, k_tile);
+        if (j * Keys + Keys - 1 > first_row) mask_future(s, j * Keys, row);
+#pragma unroll
+        for (int n = 0; n < Keys / 8; ++n) {
+#pragma unroll
+            for (int e = 0; e < 4; ++e) {
+                s[n][e] = fast_exp2(fmaf(s[n][e], scale2, -lse[e / 2]));
+            }
+        }
+        set_zero(ds);
+        add_product_transposed<Size, Keys>(ds, dout, k_tile + Keys * Size);
+#pragma unroll
+        for (int n = 0; n < Keys / 8; ++n) {
+#pragma unroll
+            for (int e = 0; e < 4; ++e) ds[n][e] = s[n][e] * (ds[n][e] - delta[e / 2]);
+        }
+        if (row == 0) ds[0][0] *= 0.0f;  // query 0 and its one key; still NaN where it was NaN
+        add_product<Size, Keys>(dq, ds, k_tile);
+    }
+    store_rows<Size>(p.dqkv + heads.query(item.batch, first_row, item.head), heads.stride(),
+                     T - first_row, heads.size, dq, heads.scale, heads.scale,
+                     q_tile + warp_row * Size);
+}
+
+// ---- dK and dV ----------------------------------------------------------------------------------
+
+template <int Size, int Keys, int Queries>
+constexpr size_t key_value_shared_bytes() {  // K, V, two stages of Q, dO and rows
+    return sizeof(bf16) * Size * (2 * Keys + 4 * Queries) + 2 * 2 * sizeof(float) * Queries;
+}
+
+template <int Size, int Keys, int Queries, bool Keep, int Blocks>
+__global__ void __launch_bounds__(2 * Keys, Blocks)
+    key_value_gradient_kernel(const BackwardArguments p) {
+    constexpr int kThreads = 2 * Keys, kStage = 2 * Queries * Size;
+    LMO_DYNAMIC_SHARED(bf16, shared);
+    bf16 *const k_tile = shared, *const v_tile = k_tile + Keys * Size;
+    bf16* const stages = v_tile + Keys * Size;
+    float* const row_stages = reinterpret_cast<float*>(stages + 2 * kStage);
+    const AttentionHeads& heads = p.heads;
+    const int T = heads.positions;
+    const AttentionItem item(div_up(T, Keys), heads.kv_heads);
+    const int k0 = item.tile * Keys, first_q0 = k0 / Queries * Queries;
+    const int warp_row = threadIdx.x / 32 * 16, first_key = k0 + warp_row;
+    const int lane = threadIdx.x & 31, key = first_key + (lane >> 2);
+    const int end_head = (item.head + 1) * heads.group();
+    const float scale2 = heads.scale * kLog2E;
+
+    const auto load_queries = [&](int head, int q0, int stage) {
+        bf16* const to = stages + stage * kStage;
+        load_tile<Queries, Size, kThreads>(to, p.qkv + heads.query(item.batch, q0, head),
+                                           heads.stride(), T - q0, heads.size);
+        load_tile<Queries, Size, kThreads>(to + Queries * Size,
+                                           p.dout + heads.output(item.batch, q0, head),
+                                           heads.out_stride(), T - q0, heads.size);
+        if (threadIdx.x < Queries / 2) {  // two rows in 16 bytes
+            cp_async_16(row_stages + stage * (2 * Queries) + 4 * threadIdx.x,
+                        p.rows + 2 * ((item.batch * heads.heads + head) * padded_rows(T) + q0) +
+                            4 * threadIdx.x);
+        }
+    };
+    const int64_t keys = heads.key(item.batch, k0, item.head);
+    const int64_t values = heads.value(item.batch, k0, item.head);
+    load_tile<Keys, Size, kThreads>(k_tile, p.qkv + keys, heads.stride(), T - k0, heads.size);
+    load_tile<Keys, Size, kThreads>(v_tile, p.qkv + values, heads.stride(), T - k0, heads.size);
+    int head = item.head * heads.group(), q0 = first_q0, stage = 0;
+    load_queries(head, q0, stage);
+    cp_async_commit();
+
+    cp_async_wait<0>();
+    __syncthreads();
+    WarpRows<Size, Keep> k, v;
+    k.read(k_tile, warp_row);
+    v.read(v_tile, warp_row);
+    float dk[Size / 8][4], dv[Size / 8][4];
+    set_zero(dk);
+    set_zero(dv);
+    while (head < end_head) {
+        cp_async_wait<0>();
+        __syncthreads();  // this stage is there, and nobody reads the other one any more
+        const int now = q0, at = stage;
+        q0 += Queries;
+        if (q0 >= T) {
+            q0 = first_q0;
+            ++head;
+        }
+        stage ^= 1;
+        if (head < end_head) load_queries(head, q0, stage);
+        cp_async_commit();
+        if (first_key >= T || now + Queries - 1 < first_key) continue;
+        const bf16 *const q_tile = stages + at * kStage, *const dout_tile = q_tile + Queries * Size;
+        const float* const rows = row_stages + at * (2 * Queries) + 4 * (lane & 3);
+        float s[Queries / 8][4], ds[Queries / 8][4];
+        set_zero(s);
+        add_product_transposed<Size, Queries>(s, k, q_tile);
+        if (now < first_key + 15) mask_past(s, now, key);
+#pragma unroll
+        for (int n = 0; n < Queries / 8; ++n) {
+            const Vector<float, 4> pairs = load<4>(rows + 16 * n);
+#pragma unroll
+            for (int e = 0; e < 4; ++e) {
+                s[n][e] = fast_exp2(fmaf(s[n][e], scale2, -pairs[e % 2 * 2]));
+            }
+        }
+        add_product<Size, Queries>(dv, s, dout_tile);
+        set_zero(ds);
+        add_product_transposed<Size, Queries>(ds, v, dout_tile);
+#pragma unroll
+        for (int n = 0; n < Queries / 8; ++n) {
+            const Vector<float, 4> pairs = load<4>(rows + 16 * n);
+#pragma unroll
+            for (int e = 0; e < 4; ++e) ds[n][e] = s[n][e] * (ds[n][e] - pairs[e % 2 * 2 + 1]);
+        }
+        if (key == 0 && now == 0 && (lane & 3) == 0) ds[0][0] *= 0.0f;  // as in dQ
+        add_product<Size, Queries>(dk, ds, q_tile);
+    }
+    store_rows<Size>(p.dqkv + keys + int64_t{warp_row} * heads.stride(), heads.stride(), T - first_key,
+                     heads.size, dk, heads.scale, heads.scale, k_tile + warp_row * Size);
+    store_rows<Size>(p.dqkv + values + int64_t{warp_row} * heads.stride(), heads.stride(), T - first_key,
+                     heads.size, dv, 1.0f, 1.0f, v_tile + warp_row * Size);
+}
+
+}  // namespace
+}  // namespace lmo::cuda

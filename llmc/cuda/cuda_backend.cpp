@@ -1,0 +1,150 @@
+// The CUDA backend's device, memory, order and description; the operations are in the .cu files.
+#include "llmc/cuda/cuda_backend.h"
+
+#include "llmc/core/error.h"
+#include "llmc/cuda/check.h"
+
+namespace lmo::cuda {
+
+namespace {
+
+class CapturedGraph : public Graph {
+  public:
+    CapturedGraph(cudaGraph_t graph, cudaStream_t stream) : stream_(stream) {
+        const cudaError_t status = cudaGraphInstantiate(&executable_, graph, 0);
+        cudaGraphDestroy(graph);
+        check(status, "making an executable graph");
+    }
+    ~CapturedGraph() override { cudaGraphExecDestroy(executable_); }
+    void launch() override { check(cudaGraphLaunch(executable_, stream_), "launching a graph"); }
+
+  private:
+    cudaGraphExec_t executable_ = nullptr;
+    cudaStream_t stream_;
+};
+
+// The first device that this process sees; CUDA_VISIBLE_DEVICES chooses.
+cudaDeviceProp open_device() {
+    int count = 0;
+    const cudaError_t status = cudaGetDeviceCount(&count);
+    if (status == cudaErrorInsufficientDriver) {  // also what a machine without any driver says
+        (void)cudaGetLastError();
+        throw Error("no GPU: no NVIDIA driver is loaded here, or it is older than CUDA needs");
+    }
+    if (status == cudaErrorNoDevice || (status == cudaSuccess && count == 0)) {
+        (void)cudaGetLastError();
+        throw Error("no GPU: none is visible to this process");
+    }
+    check(status, "looking for a GPU");
+    check(cudaSetDevice(0), "opening GPU 0");
+    cudaDeviceProp device{};
+    check(cudaGetDeviceProperties(&device, 0), "reading the properties of GPU 0");
+    if (device.major < 8) {
+        throw Error("CUDA: " + std::string(device.name) + " has compute capability " +
+                    std::to_string(device.major) + "." + std::to_string(device.minor) +
+                    "; 8.0 or newer is needed: use --device cpu");
+    }
+    return device;
+}
+
+}  // namespace
+
+CudaBackend::CudaBackend() : device_(open_device()), blas_(std::make_unique<Blas>()) {
+    check(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking), "making a stream");
+}
+
+CudaBackend::~CudaBackend() {
+    cudaStreamSynchronize(stream_);
+    cudaStreamDestroy(stream_);
+}
+
+std::string CudaBackend::describe() const {
+    int runtime = 0;
+    cudaRuntimeGetVersion(&runtime);
+    return std::string(device_.name) + ", compute capability " + std::to_string(device_.major) +
+           "." + std::to_string(device_.minor) + ", " +
+           std::to_string(device_.totalGlobalMem >> 30) + " GiB, CUDA " +
+           std::to_string(runtime / 1000) + "." + std::to_string(runtime % 1000 / 10) + ", " +
+           Blas::version();
+}
+
+void* CudaBackend::allocate(size_t bytes) {
+    void* memory = nullptr;
+    const cudaError_t status = cudaMalloc(&memory, bytes ? bytes : 1);
+    if (status == cudaSuccess) return memory;
+    (void)cudaGetLastError();
+    if (status != cudaErrorMemoryAllocation) check(status, "allocating memory");
+    size_t free = 0, total = 0;
+    cudaMemGetInfo(&free, &total);
+    throw Error("out of memory on the GPU: " + std::to_string(bytes >> 20) + " MiB asked for, " +
+                std::to_string(free >> 20) + " of " + std::to_string(total >> 20) +
+                " MiB are free; use a smaller model or batch.micro_batch");
+}
+
+double CudaBackend::free_bytes() const {
+    size_t free = 0, total = 0;
+    check(cudaMemGetInfo(&free, &total), "asking for free memory");
+    return static_cast<double>(free);
+}
+
+void CudaBackend::release(void* memory) {
+    cudaStreamSynchronize(stream_);  // nothing may be using it
+    cudaFree(memory);
+}
+
+void CudaBackend::copy_in(const Tensor& to, const void* host) {
+    if (to.count() == 0) return;
+    check(cudaMemcpyAsync(to.data, host, to.bytes(), cudaMemcpyHostToDevice, stream_),
+          "copying to the GPU");
+    // The host's bytes have been read when this returns, whatever kind of memory they are in.
+    synchronize();
+}
+
+void CudaBackend::copy_out(void* host, const Tensor& from) {
+    if (from.count() > 0) {
+        check(cudaMemcpyAsync(host, from.data, from.bytes(), cudaMemcpyDeviceToHost, stream_),
+              "copying from the GPU");
+    }
+    synchronize();
+}
+
+void CudaBackend::copy(const Tensor& to, const Tensor& from) {
+    assert(to.count() == from.count());
+    if (to.count() == 0 || to.data == from.data) return;
+    if (to.dtype != from.dtype) return convert(to, from);
+    check(cudaMemcpyAsync(to.data, from.data, to.bytes(), cudaMemcpyDeviceToDevice, stream_),
+          "copying on the GPU");
+}
+
+void CudaBackend::zero(const Tensor& tensor) {
+    if (tensor.count() == 0) return;
+    check(cudaMemsetAsync(tensor.data, 0, tensor.bytes(), stream_), "clearing memory");
+}
+
+// On a stream of its own the body's operations would not be recorded: they are issued on stream_.
+std::unique_ptr<Graph> CudaBackend::capture(std::function<void()> body) {
+    check(cudaStreamBeginCapture(stream_, cudaStreamCaptureModeThreadLocal),
+          "starting to record a graph");
+    cudaGraph_t graph = nullptr;
+    try {
+        body();
+    } catch (...) {
+        cudaStreamEndCapture(stream_, &graph);
+        if (graph) cudaGraphDestroy(graph);
+        throw;
+    }
+    check(cudaStreamEndCapture(stream_, &graph), "recording a graph");
+    return std::make_unique<CapturedGraph>(graph, stream_);
+}
+
+void CudaBackend::synchronize() {
+    check(cudaStreamSynchronize(stream_), "waiting for the GPU");
+}
+
+}  // namespace lmo::cuda
+
+namespace lmo {
+
+std::unique_ptr<Backend> make_cuda_backend() { return std::make_unique<cuda::CudaBackend>(); }
+
+}  // namespace lmo

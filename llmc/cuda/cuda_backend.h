@@ -1,0 +1,84 @@
+// A GPU as a backend: llmc/device/backend.h on device memory, one stream, kernels of our own and
+// cuBLASLt for matrix products.
+//
+// Operations are in a file a family, each next to its kernels. All work is issued on one stream, so
+// it runs in order; copy_out and synchronize wait. Sums have fixed borders and a fixed order, so
+// equal inputs give equal bits on equal devices and libraries. compute is f32 or bf16.
+#pragma once
+
+#include <cuda_runtime_api.h>
+
+#include <memory>
+
+#include "llmc/cuda/blas.h"
+#include "llmc/device/backend.h"
+
+namespace lmo::cuda {
+
+class CudaBackend : public Backend {
+  public:
+    CudaBackend();  // Error where there is no usable device
+    ~CudaBackend() override;
+    CudaBackend(const CudaBackend&) = delete;
+    CudaBackend& operator=(const CudaBackend&) = delete;
+
+    std::string describe() const override;
+    DType preferred_compute() const override { return DType::bf16; }
+    DType preferred_newton_schulz() const override { return DType::f16; }
+    bool has_fp64() const override { return false; }
+    double free_bytes() const override;
+
+    void* allocate(size_t bytes) override;
+    void release(void* memory) override;
+    void copy_in(const Tensor& to, const void* host) override;
+    void copy_out(void* host, const Tensor& from) override;
+    void copy(const Tensor& to, const Tensor& from) override;
+    void zero(const Tensor& tensor) override;
+
+    std::unique_ptr<Graph> capture(std::function<void()> body) override;
+    void synchronize() override;
+
+    size_t workspace_bytes(const Gemm& op) const override;
+    size_t workspace_bytes(const SymmetricProduct& op) const override;
+    size_t workspace_bytes(const AttentionForward& op) const override;
+    size_t workspace_bytes(const AttentionBackward& op) const override;
+    void gemm(const Gemm& op) override;
+    void symmetric_product(const SymmetricProduct& op) override;
+    void attention_forward(const AttentionForward& op) override;
+    void attention_backward(const AttentionBackward& op) override;
+
+    size_t workspace_bytes(const EmbeddingBackward& op) const override;
+    size_t workspace_bytes(const RmsNormBackward& op) const override;
+    void embedding_forward(const EmbeddingForward& op) override;
+    void embedding_backward(const EmbeddingBackward& op) override;
+    void rmsnorm_forward(const RmsNormForward& op) override;
+    void rmsnorm_backward(const RmsNormBackward& op) override;
+    void rope(const Rope& op) override;
+    void swiglu_forward(const SwigluForward& op) override;
+    void swiglu_backward(const SwigluBackward& op) override;
+    void classifier(const Classifier& op) override;
+
+    size_t workspace_bytes(const SumOfSquares& op) const override;
+    void sum(const Sum& op) override;
+    void sum_of_squares(const SumOfSquares& op) override;
+    void clip_factor(const ClipFactor& op) override;
+
+    size_t workspace_bytes(const FrobeniusNormalize& op) const override;
+    size_t workspace_bytes(const NewtonSchulz& op) const override;
+    void momentum(const Momentum& op) override;
+    void adam(const Adam& op) override;
+    void sign(const Sign& op) override;
+    void frobenius_normalize(const FrobeniusNormalize& op) override;
+    void newton_schulz(const NewtonSchulz& op) override;
+    void apply(const Apply& op) override;
+
+  private:
+    // Converts element by element (cast.cu).
+    void convert(const Tensor& to, const Tensor& from);
+
+    cudaStream_t stream_ = nullptr;
+    cudaDeviceProp device_{};
+    std::unique_ptr<Blas> blas_;
+};
+
+}  // namespace lmo::cuda

@@ -1,0 +1,261 @@
+// The optimizer's elementwise operations over lists of tensors, several hundred tensors a launch
+// (tensor_table.cuh). All are bound by memory traffic; bytes an element, fp32 tensors:
+//
+//   momentum  x, m read and written         16  (8 without state)
+//   adam      x, m, v read and written      24  Kingma & Ba 2015, algorithm 1 and section 2
+//   sign      x read and written             8
+//   frobenius x read, then both             12
+//   apply     w read and written, x read    12  (14 with a bf16 copy, 16 with an fp32 one)
+//
+// Scalars are fp64 and come from device memory; one thread of a block turns them into fp32
+// coefficients. The order of the operations on an element is the CPU backend's, with each fused
+// multiply-add written out, so that the bits do not depend on what a compiler fuses.
+#include "llmc/cuda/cuda_backend.h"
+#include "llmc/cuda/tensor_table.cuh"
+
+namespace lmo::cuda {
+
+namespace {
+
+// ---- momentum and Adam --------------------------------------------------------------------------
+
+// The clip factor; without one it is 1.
+__device__ __forceinline__ double factor_at(const double* factor) { return factor ? *factor : 1.0; }
+
+struct MomentumUpdate {
+    using Lists = TensorLists<NoScalars, InOut<float>, InOut<float>>;  // x, m
+    struct Coefficients {
+        float factor, u_m, u_g, m_m, m_g;
+    };
+    const double* factor;
+    double u_m, u_g, m_m, m_g;
+
+    __device__ Coefficients coefficients(const NoScalars&) const {
+        return {static_cast<float>(factor_at(factor)), static_cast<float>(u_m),
+                static_cast<float>(u_g), static_cast<float>(m_m), static_cast<float>(m_g)};
+    }
+    __device__ static void update(const Coefficients& c, float& x, float& m) {
+        const float g = c.factor * x, old = m;
+        x = fmaf(c.u_m, old, c.u_g * g);
+        m = fmaf(c.m_m, old, c.m_g * g);
+    }
+};
+
+struct StatelessUpdate {
+    using Lists = TensorLists<NoScalars, InOut<float>>;  // x
+    struct Coefficients {
+        float factor, u_g;
+    };
+    const double* factor;
+    double u_g;
+
+    __device__ Coefficients coefficients(const NoScalars&) const {
+        return {static_cast<float>(factor_at(factor)), static_cast<float>(u_g)};
+    }
+    __device__ static void update(const Coefficients& c, float& x) { x = c.u_g * (c.factor * x); }
+};
+
+struct AdamUpdate {
+    using Lists = TensorLists<NoScalars, InOut<float>, InOut<float>, InOut<float>>;  // x, m, v
+    struct Coefficients {
+        float factor, beta1, rest1, beta2, rest2, m_scale, v_scale, eps;
+    };
+    const double *factor, *step;
+    double beta1, beta2, eps;
+    bool eps_inside;
+
+    // Both places of eps are x = m m_scale / (sqrt(v v_scale) + eps).
+    __device__ Coefficients coefficients(const NoScalars&) const {
+        const double t = *step + 1;
+        const double correction1 = 1 - pow(beta1, t), correction2 = 1 - pow(beta2, t);
+        const double m_scale = (eps_inside ? sqrt(correction2) : 1.0) / correction1;
+        const double v_scale = eps_inside ? 1.0 : 1.0 / correction2;
+        return {static_cast<float>(factor_at(factor)), static_cast<float>(beta1),
+                static_cast<float>(1 - beta1),         static_cast<float>(beta2),
+                static_cast<float>(1 - beta2),         static_cast<float>(m_scale),
+                static_cast<float>(v_scale),           static_cast<float>(eps)};
+    }
+    __device__ static void update(const Coefficients& c, float& x, float& m, float& v) {
+        const float g = c.factor * x;
+        m = fmaf(c.beta1, m, c.rest1 * g);
+        v = fmaf(c.beta2, v, c.rest2 * (g * g));
+        x = m * c.m_scale / (sqrtf(v * c.v_scale) + c.eps);
+    }
+};
+
+// ---- norms --------------------------------------------------------------------------------------
+
+struct SignUpdate {
+    using Lists = TensorLists<NoScalars, InOut<float>>;  // x
+    using Coefficients = NoCoefficients;
+
+    // 0 and NaN stay what they are.
+    __device__ static void update(const Coefficients&, float& x) {
+        x = x > 0.0f ? 1.0f : (x < 0.0f ? -1.0f : x);
+    }
+};
+
+// The sum of a tensor's squares.
+struct SquaresOf {
+    const double* squares;
+    bool operator==(const SquaresOf&) const = default;
+};
+
+struct NormalizeUpdate {
+    using Lists = TensorLists<SquaresOf, InOut<float>>;  // x
+    struct Coefficients {
+        float divisor;
+    };
+    double eps;
+
+    __device__ Coefficients coefficients(const SquaresOf& of) const {
+        return {static_cast<float>(sqrt(*of.squares) + eps)};
+    }
+    __device__ static void update(const Coefficients& c, float& x) { x = x / c.divisor; }
+};
+
+// ---- the new weights ----------------------------------------------------------------------------
+
+struct StepScalars {
+    double radius, decay;
+    bool operator==(const StepScalars&) const = default;
+};
+
+struct StepCoefficients {
+    float decay, step;
+};
+
+// Not (1 - decay) * w: 1 - decay in float would round a small decay to a few digits.
+__device__ __forceinline__ float new_weight(const StepCoefficients& c, float w, float x) {
+    return w - fmaf(c.decay, w, c.step * x);
+}
+
+struct WeightUpdate {
+    using Lists = TensorLists<StepScalars, InOut<float>, In<float>>;  // w, x
+    using Coefficients = StepCoefficients;
+    const double* rate;
+    double lr_scale;
+
+    __device__ Coefficients coefficients(const StepScalars& s) const {
+        const double lr = lr_scale * *rate;
+        return {static_cast<float>(lr * s.decay), static_cast<float>(lr * s.radius)};
+    }
+    __device__ static void update(const Coefficients& c, float& w, const float& x) {
+        w = new_weight(c, w, x);
+    }
+};
+
+template <typename Copy>
+struct CopiedWeightUpdate : WeightUpdate {
+    using Lists = TensorLists<StepScalars, InOut<float>, In<float>, Out<Copy>>;  // w, x, copy
+
+    __device__ static void update(const Coefficients& c, float& w, const float& x, Copy& copy) {
+        w = new_weight(c, w, x);
+        copy = from_float<Copy>(w);
+    }
+};
+
+// ---- workspace of FrobeniusNormalize: the sums, then what SumOfSquares needs
+// ---------------------
+
+int64_t sums_bytes(const FrobeniusNormalize& op) {
+    return div_up<int64_t>(static_cast<int64_t>(op.x.size() * sizeof(double)), 256) * 256;
+}
+
+bool all_float(std::span<const Tensor> tensors) {
+    return std::all_of(tensors.begin(), tensors.end(),
+                       [](const Tensor& tensor) { return tensor.dtype == DType::f32; });
+}
+
+// Lists belong together: as many tensors, of equal sizes.
+bool same_counts(std::span<const Tensor> a, std::span<const Tensor> b) {
+    return std::equal(a.begin(), a.end(), b.begin(), b.end(),
+                      [](const Tensor& x, const Tensor& y) { return x.count() == y.count(); });
+}
+
+}  // namespace
+
+void CudaBackend::momentum(const Momentum& op) {
+    assert(all_float(op.x) && all_float(op.momentum));
+    assert(op.momentum.empty() || same_counts(op.x, op.momentum));
+    const double* factor = op.factor.as<double>();
+    if (op.momentum.empty()) {
+        const StatelessUpdate update{factor, op.u_g};
+        launch_update(LMO_KERNEL(update_kernel<StatelessUpdate>), stream_, update, op.x.size(),
+                      [&](size_t i) -> StatelessUpdate::Lists::Entry {
+                          return {{op.x[i].data}, op.x[i].count(), {}};
+                      });
+        return;
+    }
+    const MomentumUpdate update{factor, op.u_m, op.u_g, op.m_m, op.m_g};
+    launch_update(LMO_KERNEL(update_kernel<MomentumUpdate>), stream_, update, op.x.size(),
+                  [&](size_t i) -> MomentumUpdate::Lists::Entry {
+                      return {{op.x[i].data, op.momentum[i].data}, op.x[i].count(), {}};
+                  });
+}
+
+void CudaBackend::adam(const Adam& op) {
+    assert(all_float(op.x) && all_float(op.first) && all_float(op.second));
+    assert(same_counts(op.x, op.first) && same_counts(op.x, op.second));
+    const AdamUpdate update{
+        op.factor.as<double>(), op.step.as<double>(), op.beta1, op.beta2, op.eps, op.eps_inside};
+    launch_update(
+        LMO_KERNEL(update_kernel<AdamUpdate>), stream_, update, op.x.size(),
+        [&](size_t i) -> AdamUpdate::Lists::Entry {
+            return {{op.x[i].data, op.first[i].data, op.second[i].data}, op.x[i].count(), {}};
+        });
+}
+
+void CudaBackend::sign(const Sign& op) {
+    assert(all_float(op.x));
+    launch_update(LMO_KERNEL(update_kernel<SignUpdate>), stream_, SignUpdate{}, op.x.size(),
+                  [&](size_t i) -> SignUpdate::Lists::Entry {
+                      return {{op.x[i].data}, op.x[i].count(), {}};
+                  });
+}
+
+size_t CudaBackend::workspace_bytes(const FrobeniusNormalize& op) const {
+    return static_cast<size_t>(sums_bytes(op)) + workspace_bytes(SumOfSquares{op.x, {}, {}});
+}
+
+void CudaBackend::frobenius_normalize(const FrobeniusNormalize& op) {
+    const int64_t count = static_cast<int64_t>(op.x.size()), sums = sums_bytes(op);
+    if (count == 0) return;
+    assert(op.workspace.bytes() >= workspace_bytes(op));
+    char* workspace = op.workspace.as<char>();
+    const Tensor squares{workspace, DType::f64, {count}};
+    const int64_t rest = static_cast<int64_t>(op.workspace.bytes()) - sums;
+    sum_of_squares({op.x, squares, {workspace + sums, DType::u16, {rest / 2}}});
+    launch_update(LMO_KERNEL(update_kernel<NormalizeUpdate>), stream_, NormalizeUpdate{op.eps},
+                  op.x.size(), [&](size_t i) -> NormalizeUpdate::Lists::Entry {
+                      return {{op.x[i].data}, op.x[i].count(), {squares.as<double>() + i}};
+                  });
+}
+
+void CudaBackend::apply(const Apply& op) {
+    assert(all_float(op.weights) && all_float(op.x) && same_counts(op.weights, op.x));
+    assert(op.radius.size() == op.x.size() && op.decay.size() == op.x.size());
+    const WeightUpdate update{op.rate.as<double>(), op.lr_scale};
+    if (op.copies.empty()) {
+        launch_update(LMO_KERNEL(update_kernel<WeightUpdate>), stream_, update, op.x.size(),
+                      [&](size_t i) -> WeightUpdate::Lists::Entry {
+                          return {{op.weights[i].data, op.x[i].data},
+                                  op.x[i].count(),
+                                  {op.radius[i], op.decay[i]}};
+                      });
+        return;
+    }
+    assert(same_counts(op.weights, op.copies));
+    for_compute_type(op.copies[0].dtype, [&](auto type) {
+        using Update = CopiedWeightUpdate<typename decltype(type)::type>;
+        launch_update(LMO_KERNEL(update_kernel<Update>), stream_, Update{update}, op.x.size(),
+                      [&](size_t i) -> typename Update::Lists::Entry {
+                          assert(op.copies[i].dtype == op.copies[0].dtype);
+                          return {{op.weights[i].data, op.x[i].data, op.copies[i].data},
+                                  op.x[i].count(),
+                                  {op.radius[i], op.decay[i]}};
+                      });
+    });
+}
+
+}  // namespace lmo::cuda
