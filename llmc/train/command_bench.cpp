@@ -23,6 +23,7 @@
 #include "llmc/optim/optimizer.h"
 #include "llmc/train/commands.h"
 #include "llmc/train/device.h"
+#include "llmc/train/measure.h"
 #include "llmc/train/validation.h"
 #include "llmc/train/weights.h"
 
@@ -314,7 +315,7 @@ void print_table(const Report& r) {
     gemm_row("all", r.step[Part::gemm].calls, r.step[Part::gemm].seconds, r.step.alone(),
              flops(r.step.gemms));
 
-    std::printf("\n%.0f tokens/s; %.1f GFLOP/s, %.1f %% of %.1f measured for a GEMM of 1024\n",
+    std::printf("\n%.0f tokens/s; %.1f GFLOP/s, %.1f %% of %.1f measured for a large GEMM\n",
                 r.tokens_per_second(), r.model_flops() * 1e-9, 100.0 * r.mfu(),
                 r.peak_flops * 1e-9);
     std::printf("memory: planned %s", format_bytes(static_cast<double>(r.planned_bytes)).c_str());

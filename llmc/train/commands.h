@@ -25,6 +25,17 @@ struct BenchTrainOptions {
 };
 void run_bench_train(const Config& config, const BenchTrainOptions& options);
 
+// Every operation of the backend border by itself, on the shapes of a model.
+struct BenchKernelsOptions {
+    std::string config;                            // empty: LLaMA 124M
+    std::string device = "auto", precision, only;  // empty: the device's own type; all
+    int64_t tokens = 0;                            // 0: by the speed of the device
+    int threads = 0;
+    double seconds = 75;
+    bool json = false;
+};
+void run_bench_kernels(const BenchKernelsOptions& options);
+
 struct EvalOptions {
     std::string checkpoint, data, device = "auto", precision = "auto";
     int threads = 0;

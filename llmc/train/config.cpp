@@ -205,7 +205,8 @@ void add_conflicts(const Json& saved, const Json& now, const std::string& path,
 
 Config load_config(const std::string& path, const std::vector<std::string>& overrides,
                    ConfigUse use) {
-    const ConfigTree tree = merge_config(path, overrides);
+    ConfigTree tree = merge_config(path, overrides);
+    if (use == ConfigUse::model) tree.values["optimizer"] = {{"preset", "adamw"}, {"lr", 1.0}};
     return make_config(tree.values, tree.origin, use);
 }
 

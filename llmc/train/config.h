@@ -62,8 +62,8 @@ struct Config {
                    // run_config.json stores. The preset's groups are written out.
 };
 
-// Which keys a command cannot do without.
-enum class ConfigUse { train, schedule };
+// Which keys a command cannot do without; for `model` the optimizer's are not read.
+enum class ConfigUse { train, schedule, model };
 
 // `overrides`: the texts of --set, "key.path=value" (the value is JSON, or else a string).
 Config load_config(const std::string& path, const std::vector<std::string>& overrides,

@@ -41,8 +41,9 @@ ModelPrecision choose_precision(const Config& config, const Backend& backend) {
     if (config.compute == ComputeChoice::bf16) compute = DType::bf16;
     if (compute == DType::f64) {
         if (!backend.has_fp64()) {
-            throw UsageError("precision.compute \"fp64\" is for tests on the CPU; use --device cpu, "
-                             "or bf16 or fp32");
+            throw UsageError(
+                "precision.compute \"fp64\" is for tests on the CPU; use --device cpu, "
+                "or bf16 or fp32");
         }
         return {DType::f64, DType::f64, DType::f64};
     }

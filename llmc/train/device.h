@@ -1,4 +1,4 @@
-// Choosing a device, and how fast it can be.
+// Choosing a device, its precision, and whether a model fits into its memory.
 #pragma once
 
 #include <memory>
@@ -21,9 +21,5 @@ ModelPrecision choose_precision(const Config& config, const Backend& backend);
 // is null where nothing is trained. Sequences have config.seq_len tokens, `batch` at a time.
 void require_memory(Backend& backend, const LlamaConfig& config, const ModelPrecision& precision,
                     int64_t batch, const OptimizerConfig* optimizer);
-
-// FLOP/s of the device's own matrix product in `compute` type, measured (about 0.2 s): the peak
-// that MFU is quoted against where no table knows the device.
-double measure_peak_flops(Backend& backend, DType compute);
 
 }  // namespace lmo

@@ -6,6 +6,7 @@
 #include "llmc/io/files.h"
 #include "llmc/model/generate.h"
 #include "llmc/train/device.h"
+#include "llmc/train/measure.h"
 #include "llmc/train/resume.h"
 
 namespace lmo {

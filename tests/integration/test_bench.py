@@ -1,7 +1,8 @@
-"""train_gpt bench train: JSON lines for scripts, a table for people, on random tokens."""
+"""train_gpt bench train, bench kernels: JSON lines for scripts, a table for people, on random data."""
 import json
+import re
 
-from cli import CliTest
+from cli import ROOT, TINY_MODEL, CliTest
 
 PARTS = ('gemm', 'attention', 'classifier', 'elementwise', 'optimizer', 'data', 'other')
 KEYS = {'what', 'config', 'preset', 'sequences', 'seq_len', 'dtype', 'threads', 'tokens_per_s', 'ms', 'ms_min',
@@ -107,3 +108,78 @@ class BenchTest(CliTest):
             result = self.run_cli(*arguments)
             self.assertEqual(result.status, 0)
             self.assertIn('Example', result.out)
+
+
+class BenchKernelsTest(CliTest):
+    def bench(self, *arguments, status=0):
+        (self.folder / 'model.json').write_text(json.dumps({'model': TINY_MODEL}))
+        result = self.run_cli('bench', 'kernels', '--config', 'model.json', '--device', 'cpu', '--tokens', '40',
+                              '--seconds', '1', *arguments)
+        self.assertEqual(result.status, status, result.out + result.err)
+        return result
+
+    def lines(self, *arguments):
+        return [json.loads(line) for line in self.bench('--json', *arguments).out.splitlines()]
+
+    def test_every_operation_of_the_border_has_lines(self):
+        lines = self.lines('--threads', '2', '--dtype', 'fp32')
+        self.check_what_is_counted({line['what']: line for line in lines})
+        names = [line['what'] for line in lines]
+        self.assertEqual(names[:2], ['ceiling.copy', 'ceiling.gemm'])
+        border = (ROOT / 'llmc' / 'device' / 'backend.h').read_text()
+        operations = re.findall(r'virtual void (\w+)\(const [A-Z]\w+& *\w*\) = 0', border)
+        self.assertGreater(len(operations), 18)
+        for operation in operations:
+            self.assertTrue(any(name.split('.')[:2] == ['kernel', operation] for name in names), operation)
+        self.assertEqual(len(lines), len({(line['what'], line['shape'], line['dtype']) for line in lines}))
+
+        for line in lines:
+            memory = 'bytes' in line
+            rate = ('bytes', 'gbs', 1e9) if memory else ('flops', 'tflops', 1e12)
+            self.assertEqual(set(line), {'what', 'shape', 'dtype', 'ms', 'ms_min', 'ms_max', rate[0], rate[1],
+                                         'ceiling_share', 'device'}, line)
+            self.assertTrue(0 < line['ms_min'] <= line['ms'] <= line['ms_max'], line)
+            self.assertAlmostEqual(line[rate[0]] / line[rate[1]] / line['ms'] * 1e3 / rate[2], 1, places=6)
+            ceiling = next(other for other in lines if other['what'].startswith('ceiling.') and rate[1] in other
+                           and (memory or other['dtype'] == line['dtype']))
+            best = ceiling[rate[0]] / ceiling['ms_min'] * 1e3
+            self.assertAlmostEqual(line[rate[1]] * rate[2] / best / line['ceiling_share'], 1, places=6)
+            self.assertTrue(line['device'].startswith('CPU, 2 threads'))
+
+    def check_what_is_counted(self, by_name):
+        """Two sequences of 16; chunks of 4 rows of logits; fp32."""
+        rows, width = 32, 32
+        self.assertEqual(by_name['kernel.rmsnorm_forward']['bytes'], 4 * (4 * rows * width + rows + width))
+        self.assertEqual(by_name['kernel.swiglu_backward']['bytes'], 4 * 5 * rows * 48)
+        self.assertEqual(by_name['kernel.classifier']['bytes'], 4 * 2 * 4 * 64 + 4 * 8)
+        self.assertEqual(by_name['kernel.rope']['bytes'], 4 * (rows * 6 * 8 * 2 + 16 * 8))
+        self.assertEqual(by_name['kernel.gemm.gate_up.wgrad']['flops'], 2 * rows * 96 * width)
+        self.assertEqual(by_name['kernel.gemm.gate_up.wgrad']['shape'], '96x32x32 tn')
+        self.assertEqual(by_name['kernel.attention_forward']['flops'], 2 * 2 * 4 * 16 * 16 * 8)
+        self.assertEqual(by_name['kernel.attention_backward']['flops'], 5 * 2 * 4 * 16 * 16 * 8)
+        parameters = 64 * 32 + 2 * (64 * 32 + 32 * 32 + 3 * 48 * 32 + 2 * 32) + 32
+        self.assertEqual(by_name['kernel.adam']['bytes'], 24 * parameters)
+        self.assertEqual(by_name['kernel.apply']['bytes'], 12 * parameters)
+
+    def test_table_and_choice(self):
+        result = self.bench('--only', 'rmsnorm', '--dtype', 'bf16')
+        lines = [json.loads(line) for line in result.out.splitlines() if line.startswith('{')]
+        self.assertEqual([line['what'] for line in lines],
+                         ['ceiling.copy', 'ceiling.gemm', 'kernel.rmsnorm_forward', 'kernel.rmsnorm_backward'])
+        self.assertEqual(lines[2]['dtype'], 'bf16')
+        table = [line for line in result.out.splitlines() if not line.startswith('{')]
+        for start in ('ceiling.copy', 'ceiling.gemm', 'rmsnorm_forward', 'rmsnorm_backward'):
+            self.assertEqual(sum(row.startswith(f'{start} ') for row in table), 1, start)
+        self.assertIn('rmsnorm_forward', result.err)  # progress
+
+    def test_wrong_use(self):
+        for more in (['--tokens', '0'], ['--dtype', 'fp64'], ['--only', 'rmsnrom'], ['--seconds', '0'], ['--fast'],
+                     ['--device', 'tpu'], ['--threads', '0'], ['--config', 'nowhere.json']):
+            with self.subTest(more):
+                result = self.run_cli('bench', 'kernels', *more)
+                self.assertEqual((result.status, result.out), (2, ''), result.err)
+                self.assertTrue(result.err)
+        self.assertIn('rmsnorm_forward', self.bench('--only', 'rmsnrom', status=2).err)
+
+    def test_help_has_an_example(self):
+        self.assertIn('Example', self.run_cli('bench', 'kernels', '--help').out)

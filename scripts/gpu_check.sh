@@ -1,0 +1,253 @@
+#!/usr/bin/env bash
+# Checks and measures the CUDA backend on a machine with a GPU, a CUDA toolkit, a C++ compiler and make.
+# It needs no network. Each part takes less than 9 minutes and may be run by itself, `build` first.
+#
+#   scripts/gpu_check.sh build|test|sanitize|conformance|bench|all [--out DIR] [--build DIR] [--emulated]
+#
+#   build        train_gpt, the unit tests and the conformance program, by nvcc
+#   test         the unit tests on the device; those of equal bits 50 times
+#   sanitize     the unit tests under compute-sanitizer's four tools, each for a limited time
+#   conformance  what PTX instructions compute on the device, compared with the emulator
+#   bench        train_gpt bench kernels, with the clocks beside it
+#   --out DIR    results (default build/gpu_check): results.json and each part's logs
+#   --emulated   the programs built for the emulator instead, few tests, tiny shapes: tries this script
+#
+# LMO_HEADERS=DIR   where nlohmann/json, CLI11 and xxhash (nlohmann/json.hpp, CLI/CLI.hpp, xxhash.h) are, if
+#                   not installed; LMO_GTEST=DIR: GoogleTest's sources (default: DIR/googletest of it)
+# LMO_FILTER, LMO_SANITIZE_FILTER   GoogleTest filters of test and sanitize
+# LMO_COMMIT        what is measured, where git does not know
+#
+# Exit status: 0 all went well, 1 a test failed or there is no GPU, 2 wrong use.
+set -uo pipefail
+
+usage() {
+    sed -n '2,/^set /{/^set /d;s/^# \{0,1\}//;p}' "$0"
+}
+wrong() {
+    echo "gpu_check.sh: $1 (--help explains)" >&2
+    exit 2
+}
+
+parts=() out='' build=build emulated=''
+while [ $# -gt 0 ]; do
+    case $1 in
+        build | test | sanitize | conformance | bench) parts+=("$1") ;;
+        all) parts=(build test sanitize conformance bench) ;;
+        --out | --build)
+            [ $# -ge 2 ] || wrong "$1 needs a folder"
+            if [ "$1" = --out ]; then out=$2; else build=$2; fi
+            shift
+            ;;
+        --emulated) emulated=yes ;;
+        -h | --help)
+            usage
+            exit 0
+            ;;
+        *) wrong "unknown argument '$1'" ;;
+    esac
+    shift
+done
+[ ${#parts[@]} -gt 0 ] || wrong 'which part? build, test, sanitize, conformance, bench or all'
+
+has() { command -v "$1" >/dev/null 2>&1; }
+if [ -z "$emulated" ] && ! { has nvidia-smi && nvidia-smi -L 2>/dev/null | grep -q GPU; }; then
+    echo 'gpu_check.sh: no GPU here (nvidia-smi lists none); --emulated tries the script without one' >&2
+    exit 1
+fi
+
+# --out counts from where the script was started, --build from the repository, as make's BUILD does.
+case $out in '' | /*) ;; *) out=$PWD/$out ;; esac
+cd "$(dirname "$0")/.." || exit 1
+case $build in /*) out=${out:-$build/gpu_check} ;; *) out=${out:-$PWD/$build/gpu_check} ;; esac
+mkdir -p "$out" "$build" || exit 1
+unset MAKEFLAGS MFLAGS # of a make that runs this script
+PATH=$PATH:/usr/local/cuda/bin
+
+programs=$build cuda_tests=$build/cuda/cuda_tests conformance=$build/cuda/conformance
+filter=${LMO_FILTER:-*} equal_bits='*EqualBits*' repeats=50
+if [ -n "$emulated" ]; then
+    programs=$build/emulated/plain
+    cuda_tests=$programs/cuda_tests conformance=$programs/conformance
+    filter=${LMO_FILTER:-*OptimizerOps*} equal_bits='*OptimizerOps*EqualBits*' repeats=2
+fi
+
+# ---- records --------------------------------------------------------------------------------------
+# One line a check in status.tsv: part, check, status, seconds, note. A part that runs again replaces
+# its lines. scripts/gpu_results.py makes results.json and the table of it.
+status_file=$out/status.tsv
+touch "$status_file"
+
+record() { # record CHECK STATUS SECONDS [NOTE]
+    printf '%s\t%s\t%s\t%s\t%s\n' "$part" "$1" "$2" "$3" "${4:-}" >>"$status_file"
+    echo "$part: $1: $2${4:+ ($4)}, $3 s"
+}
+
+# run CHECK SECONDS LOG COMMAND...: within the time; the status is ok, failed or timed out.
+run() {
+    local check=$1 limit=$2 log=$3 begin=$SECONDS code
+    shift 3
+    timeout --kill-after=10 "$limit" "$@" >"$out/$log" 2>&1
+    code=$?
+    case $code in
+        0) record "$check" ok $((SECONDS - begin)) ;;
+        124 | 137) record "$check" 'timed out' $((SECONDS - begin)) "limit $limit s, log $log" ;;
+        *)
+            record "$check" failed $((SECONDS - begin)) "status $code, log $log"
+            tail -n 15 "$out/$log" | cut -c 1-200
+            ;;
+    esac
+    return $code
+}
+
+need_program() { # need_program CHECK PATH
+    [ -x "$2" ] && return 0
+    record "$1" missing 0 "$2 is not built"
+    return 1
+}
+
+# ---- parts ----------------------------------------------------------------------------------------
+# Headers and GoogleTest that are not installed reach compiler and linker by their own variables.
+find_headers() {
+    [ -n "${LMO_HEADERS:-}" ] || return 0
+    CPLUS_INCLUDE_PATH=$(realpath "$LMO_HEADERS")${CPLUS_INCLUDE_PATH:+:$CPLUS_INCLUDE_PATH}
+    export CPLUS_INCLUDE_PATH
+}
+
+build_googletest() {
+    local cxx=${CXX:-g++} folder sources=''
+    if echo 'int main() {}' | "$cxx" -x c++ - -lgtest -lgtest_main -pthread -o /dev/null 2>/dev/null &&
+        echo '#include <gtest/gtest.h>' | "$cxx" -E -x c++ - >/dev/null 2>&1; then
+        return 0
+    fi
+    for folder in "${LMO_GTEST:-}" "${LMO_GTEST:-}/googletest" "${LMO_HEADERS:-}/googletest" \
+        "${LMO_HEADERS:-}/googletest/googletest" /usr/src/googletest/googletest; do
+        if [ -f "$folder/src/gtest-all.cc" ]; then
+            sources=$(realpath "$folder")
+            break
+        fi
+    done
+    if [ -z "$sources" ]; then
+        record googletest missing 0 'neither installed nor sources by LMO_GTEST or LMO_HEADERS'
+        return 1
+    fi
+    mkdir -p "$build/googletest"
+    local name
+    for name in gtest:gtest-all gtest_main:gtest_main; do
+        [ -f "$build/googletest/lib${name%%:*}.a" ] && continue
+        "$cxx" -std=c++20 -O1 -I"$sources/include" -I"$sources" -c "$sources/src/${name##*:}.cc" \
+            -o "$build/googletest/${name%%:*}.o" || return 1
+        ar rcs "$build/googletest/lib${name%%:*}.a" "$build/googletest/${name%%:*}.o" || return 1
+    done
+    export CPLUS_INCLUDE_PATH="$sources/include${CPLUS_INCLUDE_PATH:+:$CPLUS_INCLUDE_PATH}"
+    export LIBRARY_PATH="$build/googletest${LIBRARY_PATH:+:$LIBRARY_PATH}"
+}
+
+part_build() {
+    local wanted=("$programs/train_gpt" "$cuda_tests" "$conformance")
+    local tools=("${CXX:-g++}" make) tool
+    [ -n "$emulated" ] || wanted+=("$build/emulated/plain/conformance")
+    [ -n "$emulated" ] || tools+=(nvcc)
+    for tool in "${tools[@]}"; do
+        has "$tool" || record "$tool" missing 0 'neither in PATH nor in /usr/local/cuda/bin'
+    done
+    find_headers
+    build_googletest || record googletest failed 0 'its sources do not compile'
+    # -k: what builds without the missing is built.
+    run make 500 build.log make -k -j"$(nproc)" BUILD="$build" "${wanted[@]}"
+    local program
+    for program in "${wanted[@]}"; do
+        need_program "$(basename "$(dirname "$program")")/$(basename "$program")" "$program"
+    done
+}
+
+part_test() {
+    need_program tests "$cuda_tests" || return
+    rm -f "$out/tests.json"
+    run tests 400 tests.log "$cuda_tests" --gtest_brief=1 --gtest_filter="$filter" \
+        --gtest_output="json:$out/tests.json"
+    run "equal bits, $repeats times" 120 equal_bits.log "$cuda_tests" --gtest_brief=1 \
+        --gtest_filter="$equal_bits" --gtest_repeat="$repeats"
+}
+
+part_sanitize() {
+    local tool more
+    if [ -n "$emulated" ]; then
+        record compute-sanitizer skipped 0 'needs a GPU'
+        return
+    fi
+    if ! has compute-sanitizer; then
+        record compute-sanitizer missing 0 'neither in PATH nor in /usr/local/cuda/bin'
+        return
+    fi
+    need_program compute-sanitizer "$cuda_tests" || return
+    for tool in memcheck racecheck initcheck synccheck; do
+        more=()
+        [ $tool = memcheck ] && more=(--leak-check full)
+        run $tool 125 sanitize_$tool.log compute-sanitizer --tool $tool "${more[@]}" \
+            --error-exitcode 99 "$cuda_tests" --gtest_filter="${LMO_SANITIZE_FILTER:-*}"
+    done
+}
+
+# The device writes what each instruction computes, the emulator computes it again.
+part_conformance() {
+    local judge=$build/emulated/plain/conformance
+    need_program write "$conformance" || return
+    rm -f "$out/conformance.bin"
+    run write 240 conformance_write.log "$conformance" --write "$out/conformance.bin" || return
+    need_program 'compare with the emulator' "$judge" || return
+    run 'compare with the emulator' 240 conformance_compare.log "$judge" --compare "$out/conformance.bin"
+}
+
+clocks() { # clocks FILE: one line of names, one of values
+    if has nvidia-smi && [ -z "$emulated" ]; then
+        nvidia-smi --format=csv,nounits --query-gpu="$gpu_values" -i 0 >"$out/$1" 2>&1
+    fi
+}
+gpu_values=name,driver_version,clocks.sm,clocks.max.sm,clocks.mem,power.draw,power.limit,temperature.gpu
+
+part_bench() {
+    local arguments=(bench kernels --device cuda --json) sampler='' begin=$SECONDS code
+    need_program bench "$programs/train_gpt" || return
+    if [ -n "$emulated" ]; then
+        echo '{"model": {"n_layer": 1, "n_head": 2, "d_model": 128, "d_ff": 64, "vocab_size": 64,
+                         "seq_len": 16}}' >"$out/tiny.json"
+        arguments+=(--config "$out/tiny.json" --tokens 32 --seconds 1)
+    fi
+    clocks clocks_before.csv
+    if has nvidia-smi && [ -z "$emulated" ]; then
+        nvidia-smi --format=csv,nounits --query-gpu="$gpu_values" -i 0 -lms 200 >"$out/clocks_during.csv" 2>&1 &
+        sampler=$!
+    fi
+    timeout --kill-after=10 420 "$programs/train_gpt" "${arguments[@]}" >"$out/bench.jsonl" 2> >(tee "$out/bench.log" >&2)
+    code=$?
+    [ -n "$sampler" ] && kill "$sampler" 2>/dev/null
+    clocks clocks_after.csv
+    case $code in
+        0) record bench ok $((SECONDS - begin)) ;;
+        124 | 137) record bench 'timed out' $((SECONDS - begin)) ;;
+        *) record bench failed $((SECONDS - begin)) "status $code, logs bench.log and bench.jsonl" ;;
+    esac
+}
+
+# ---- the run --------------------------------------------------------------------------------------
+clocks gpu.csv
+for part in "${parts[@]}"; do
+    grep -v "^$part	" "$status_file" >"$status_file.new"
+    mv "$status_file.new" "$status_file"
+    "part_$part"
+done
+
+commit=${LMO_COMMIT:-$(git rev-parse HEAD 2>/dev/null || echo unknown)}
+[ -z "$(git status --porcelain 2>/dev/null)" ] || commit="$commit with changes"
+nvcc=$(nvcc --version 2>/dev/null | grep -o 'V[0-9.]*$' || echo none)
+if has python3; then
+    python3 scripts/gpu_results.py "$out" --commit "$commit" --nvcc "$nvcc" ${emulated:+--emulated} ||
+        echo "results.json could not be made; the parts' own files are in $out"
+else
+    echo "python3 is missing: no results.json; the parts' own files are in $out"
+    cat "$status_file"
+fi
+# A sanitizer that is missing or takes too long was named; all else has to be there and go well.
+names="|$(IFS='|' && echo "${parts[*]}")|"
+awk -F '\t' -v parts="$names" 'index(parts, "|" $1 "|") && ($3 == "failed" ||
+    ($1 != "sanitize" && ($3 == "missing" || $3 == "timed out"))) { bad = 1 } END { exit bad }' "$status_file"

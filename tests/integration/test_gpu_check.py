@@ -1,0 +1,94 @@
+"""scripts/gpu_check.sh without a GPU, and the table that scripts/gpu_results.py makes of what it measured."""
+import json
+import pathlib
+import shutil
+import subprocess
+import sys
+import tempfile
+import unittest
+
+from cli import ROOT
+
+TESTS = {'testsuites': [{'name': 'A', 'testsuite': [
+    {'name': 'Good', 'status': 'RUN', 'result': 'COMPLETED'},
+    {'name': 'Bad', 'status': 'RUN', 'result': 'COMPLETED', 'failures': [{'failure': 'x'}]},
+    {'name': 'Skipped', 'status': 'RUN', 'result': 'SKIPPED'}]}]}
+CLOCKS = ('clocks.current.sm [MHz], power.draw [W], name\n'
+          '1400, 300.5, NVIDIA H200\n1980, 650.0, NVIDIA H200\n1800, 640.0, NVIDIA H200\n')
+
+
+def kernel(what, shape, unit, rate, share=0.5, device='NVIDIA H200, CUDA 13.0, cuBLASLt 13.1.0'):
+    return {'what': f'kernel.{what}', 'shape': shape, 'dtype': 'bf16', 'ms': 1.0, unit: rate, 'ceiling_share': share,
+            'device': device}
+
+
+class GpuCheckTest(unittest.TestCase):
+    def setUp(self):
+        self.folder = pathlib.Path(tempfile.mkdtemp(prefix='lmo-test-'))
+        self.addCleanup(shutil.rmtree, self.folder, ignore_errors=True)
+
+    def check(self, *arguments):
+        return subprocess.run([ROOT / 'scripts' / 'gpu_check.sh', *arguments], cwd=self.folder, capture_output=True,
+                              text=True, timeout=60)
+
+    @unittest.skipIf(shutil.which('nvidia-smi'), 'for machines without a GPU')
+    def test_a_machine_without_a_gpu_is_told_at_once(self):
+        for part in ('build', 'test', 'sanitize', 'conformance', 'bench', 'all'):
+            result = self.check(part, '--out', 'out')
+            self.assertEqual((result.returncode, result.stdout), (1, ''))
+            self.assertIn('no GPU here', result.stderr)
+        self.assertFalse((self.folder / 'out').exists())
+
+    def test_wrong_use(self):
+        for arguments in ([], ['tset'], ['test', '--out'], ['test', '--fast']):
+            self.assertEqual(self.check(*arguments).returncode, 2, arguments)
+        self.assertIn('gpu_check.sh build|test', self.check('--help').stdout)
+
+    def results(self, lines):
+        (self.folder / 'bench.jsonl').write_text(''.join(json.dumps(line) + '\n' for line in lines) + '{"what": "ker')
+        command = [sys.executable, ROOT / 'scripts' / 'gpu_results.py', self.folder, '--commit', 'c' * 40]
+        table = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
+        self.assertLessEqual(len(table), 60)
+        return json.loads((self.folder / 'results.json').read_text()), table
+
+    def row(self, table, start):
+        return next(line for line in table if line.startswith(start))
+
+    def test_results_and_table(self):
+        (self.folder / 'status.tsv').write_text('test\ttests\tfailed\t12\tstatus 1\nsanitize\tracecheck\tok\t3\t\n')
+        (self.folder / 'tests.json').write_text(json.dumps(TESTS))
+        (self.folder / 'clocks_during.csv').write_text(CLOCKS)
+        (self.folder / 'gpu.csv').write_text('name, driver_version\nNVIDIA H200, 580.95.05\n')
+        results, table = self.results([
+            kernel('rmsnorm_backward', '131072x768', 'gbs', 3650), kernel('classifier', '8192x50304', 'gbs', 3300),
+            kernel('attention_forward', '256x12x512x64', 'tflops', 100), kernel('adam', '1 in 1', 'gbs', 1, 0.92),
+            kernel('gemm.qkv.forward', '131072x2304x768 nt', 'tflops', 640),
+            {'what': 'kernel.sign', 'shape': '1 in 1', 'dtype': 'fp32', 'error': 'broke', 'device': 'x'}])
+        self.assertEqual(results['tests'], {'passed': 1, 'failed': ['A.Bad'], 'skipped': ['A.Skipped']})
+        self.assertEqual((results['driver'], results['cuda'], results['cublaslt'], results['commit']),
+                         ('580.95.05', '13.0', '13.1.0', 'c' * 40))
+        self.assertEqual(results['clocks']['clocks_during']['clocks.current.sm'], [1400, 1800, 1980])
+        self.assertEqual([part['status'] for part in results['parts']], ['failed', 'ok'])
+        norm, _, attention, adam, gemm, _ = results['bench']
+        self.assertEqual((norm['gate'], norm['goal'], norm['stretch']), (3200, 3600, 3900))
+        self.assertEqual((attention['goal'], adam['goal_share'], gemm['predicted']), (225, 0.90, 660))
+        for start, end in (('rmsnorm_backward', 'met'), ('classifier', 'gate met'), ('attention_forward', 'MISSED'),
+                           ('adam', ': met'), ('gemm.qkv', 'predicted 660'), ('sign', 'failed: broke'),
+                           ('tests:', '1 passed, 1 failed, 1 skipped'), ('  FAILED', 'A.Bad')):
+            self.assertTrue(self.row(table, start).endswith(end), self.row(table, start))
+
+    def test_rates_of_another_device_are_not_judged(self):
+        _, table = self.results([kernel('rope', '1', 'gbs', 1, device='NVIDIA H100'),
+                                 kernel('swiglu_forward', '1', 'gbs', 1, device='NVIDIA H100')])
+        self.assertTrue(self.row(table, 'swiglu').endswith('goal there 3600'))
+
+    def test_a_long_list_is_cut(self):
+        results, table = self.results([kernel('rope', str(i), 'gbs', 1) for i in range(90)]
+                                      + [kernel('rmsnorm_forward', 'x', 'gbs', 1)])
+        self.assertEqual(len(results['bench']), 91)
+        self.assertIn('more in results.json', table[-2])
+        self.assertTrue(self.row(table, 'rmsnorm_forward'))
+
+    def test_nothing_measured(self):
+        results, _ = self.results([])
+        self.assertEqual((results['bench'], results['tests'], results['parts']), ([], None, []))
