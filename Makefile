@@ -28,7 +28,10 @@ ifeq ($(call has_header,oneapi/dnnl/dnnl.h),yes)
 else
   DNNL_FOUND := no: no AMX bf16 (package libdnnl-dev)
 endif
-NVCC_FOUND := $(or $(shell command -v nvcc 2>/dev/null),$(wildcard /usr/local/cuda/bin/nvcc),none)
+NVCC := $(or $(shell command -v nvcc 2>/dev/null),$(wildcard /usr/local/cuda/bin/nvcc))
+CUDA_HOME ?= $(if $(NVCC),$(patsubst %/bin/nvcc,%,$(realpath $(NVCC))),/usr/local/cuda)
+CUDA_HEADERS := $(wildcard $(CUDA_HOME)/include/cublasLt.h)
+CUDA ?= $(if $(NVCC),yes,no)
 # A Python that can draw; scripts that draw nothing run with any python3.
 PYTHON := $(or $(shell for p in python3 /usr/bin/python3; do \
             $$p -c 'import matplotlib' 2>/dev/null && command -v $$p && break; done),python3)
@@ -45,8 +48,8 @@ LDLIBS   := $(BLAS_LIBS) $(DNNL_LIBS) -fopenmp -pthread
 # ---- files ----------------------------------------------------------------------------------------
 # llmc/cpu/*_kernels.cpp are compiled once for each instruction set; the backend picks at start.
 KERNELS := $(wildcard llmc/cpu/*_kernels.cpp)
-SOURCES := $(filter-out $(KERNELS),$(wildcard llmc/*/*.cpp))
-TESTS   := $(wildcard tests/unit/*.cpp)
+SOURCES := $(filter-out $(KERNELS) llmc/cuda/%,$(wildcard llmc/*/*.cpp))
+TESTS   := $(filter-out %/backends_cuda.cpp,$(wildcard tests/unit/*.cpp))
 PRESETS := $(wildcard configs/optimizer/*.json)
 ISAS    := baseline avx2 avx512
 # errno and traps of the maths library stop loops from being vectorised and change no result.
@@ -55,11 +58,15 @@ FLAGS_baseline :=
 FLAGS_avx2     := -march=x86-64-v3
 FLAGS_avx512   := -march=x86-64-v4 -mprefer-vector-width=512
 
+CUDA_KERNELS := $(wildcard llmc/cuda/*.cu)
+CUDA_HOST    := $(wildcard llmc/cuda/*.cpp)
+
+CUDA_OBJECTS := $(if $(filter yes,$(CUDA)),$(CUDA_KERNELS:%.cu=$(BUILD)/cuda/%.o) $(CUDA_HOST:%.cpp=$(BUILD)/%.o))
 OBJECTS := $(SOURCES:%.cpp=$(BUILD)/%.o) $(BUILD)/presets.o \
            $(foreach isa,$(ISAS),$(KERNELS:%.cpp=$(BUILD)/%.$(isa).o))
 TEST_OBJECTS := $(TESTS:%.cpp=$(BUILD)/%.o)
 
-.PHONY: all train test check bench docs clean help deps deps-test probe build-all tests train-now test-now check-now
+.PHONY: all train test check bench docs clean help deps deps-test probe build-all tests long-tests train-now test-now check-now
 .DELETE_ON_ERROR:
 all: probe
 	$(Q)$(MAKE) --no-print-directory -j$(JOBS) build-all
@@ -78,7 +85,7 @@ probe:
 	@echo 'compiler      $(shell $(CXX) --version 2>/dev/null | head -n 1)'
 	@echo 'BLAS          $(BLAS_FOUND)'
 	@echo 'oneDNN        $(DNNL_FOUND)'
-	@echo 'nvcc          $(NVCC_FOUND) (the CUDA backend is not part of this version: CPU build)'
+	@echo 'nvcc          $(or $(NVCC),none: CPU build)'
 
 # ---- the two commands -----------------------------------------------------------------------------
 # Packages come first and in a make of their own, because the probes above run when make starts.
@@ -101,23 +108,27 @@ test: deps-test
 	$(Q)$(MAKE) --no-print-directory -j$(JOBS) build-all tests
 	$(Q)$(MAKE) --no-print-directory test-now
 test-now:
-	$(Q)$(PYTHON) tests/run.py --build $(BUILD)
+	$(Q)LMO_CUDA_HEADERS=$(CUDA_HEADERS) LMO_NVCC=$(NVCC) $(PYTHON) tests/run.py --build $(BUILD)
 
 check: deps-test
-	$(Q)$(MAKE) --no-print-directory -j$(JOBS) build-all tests
+	$(Q)$(MAKE) --no-print-directory -j$(JOBS) build-all tests long-tests
 	$(Q)$(MAKE) --no-print-directory -j$(JOBS) BUILD=$(BUILD)/asan OPT='-O1 -g' CPU_OPT='-O1 -g' \
 	    SANITIZE='-fsanitize=address,undefined -fno-sanitize-recover=undefined -fno-omit-frame-pointer' build-all tests
-	$(Q)$(PYTHON) tests/run.py --build $(BUILD) --check
+	$(Q)LMO_CUDA_HEADERS=$(CUDA_HEADERS) LMO_NVCC=$(NVCC) $(PYTHON) tests/run.py --build $(BUILD) --check
 
-tests: $(BUILD)/unit_tests
+# The emulated programs need the headers of a CUDA toolkit; the last one needs nvcc, and a GPU to run.
+tests: $(BUILD)/unit_tests $(if $(CUDA_HEADERS),$(addprefix $(BUILD)/emulated/plain/,cuda_tests emulator_tests train_gpt))
+long-tests: $(if $(CUDA_HEADERS),$(foreach v,race asan,$(addprefix $(BUILD)/emulated/$v/,cuda_tests emulator_tests))) \
+            $(if $(NVCC),$(BUILD)/cuda/cuda_tests $(CUDA_KERNELS:%.cu=$(BUILD)/cuda/%.ptx))
 
 docs: $(BUILD)/config_reference
 	$(Q)$(BUILD)/config_reference > dev/docs/config.md
 
 # ---- rules ----------------------------------------------------------------------------------------
-$(BUILD)/train_gpt: $(BUILD)/train_gpt.o $(OBJECTS)
+# The CUDA backend is part of the program where nvcc is found (CUDA=no leaves it out).
+$(BUILD)/train_gpt: $(BUILD)/train_gpt.o $(OBJECTS) $(CUDA_OBJECTS)
 	@echo 'link  $@'
-	$(Q)$(CXX) $(CXXFLAGS) $^ $(LDLIBS) -o $@
+	$(Q)$(CXX) $(CXXFLAGS) $^ $(LDLIBS) $(if $(CUDA_OBJECTS),$(CUDA_LIBS)) -o $@
 
 $(BUILD)/unit_tests: $(TEST_OBJECTS) $(OBJECTS)
 	@echo 'link  $@'
@@ -161,7 +172,80 @@ $(BUILD)/presets.cpp: $(PRESETS) Makefile
 	    printf '{"%s", R"json(' "$$(basename $$f .json)"; cat $$f; echo ')json"},'; done; \
 	  echo '    };'; echo '    return presets;'; echo '}'; } > $@
 
+# ---- the CUDA backend: by nvcc, and by g++ for the emulator ----------------------------------------
+# Architectures with machine code of their own; newer ones compile the PTX of compute_80 at start.
+GENCODE    ?= -gencode arch=compute_80,code=[sm_80,compute_80] -gencode arch=compute_90a,code=sm_90a
+NVCC_FLAGS := -std=c++20 -O3 -lineinfo -I. $(GENCODE) -Xptxas -v,--warn-on-spills \
+              -Xcompiler -Wall,-Wextra,-fopenmp
+CUDA_LIBS  := -L$(CUDA_HOME)/lib64 -Wl,-rpath,$(CUDA_HOME)/lib64 -lcublasLt -lcudart_static -ldl -lrt
+CUDA_TESTS   := $(filter-out %/test_backend_cpu.cpp,$(wildcard tests/unit/test_backend_*.cpp)) \
+                tests/unit/backends_cuda.cpp
+CORE_OBJECTS := $(patsubst %.cpp,$(BUILD)/%.o,$(wildcard llmc/core/*.cpp llmc/device/*.cpp))
+CUDA_TEST_OBJECTS := $(CUDA_TESTS:%.cpp=$(BUILD)/%.o) $(CUDA_HOST:%.cpp=$(BUILD)/%.o) $(CORE_OBJECTS)
+
+$(BUILD)/llmc/cuda/%.o: CXXFLAGS += -isystem $(CUDA_HOME)/include
+
+# nvcc prints registers and spills of every kernel; tests/check_kernels.py reads them.
+$(BUILD)/cuda/%.o: %.cu
+	@echo 'nvcc  $<'
+	@mkdir -p $(@D)
+	$(Q)$(NVCC) $(NVCC_FLAGS) -MMD -MP -MF $(@:.o=.d) -c $< -o $@ 2> $(@:.o=.ptxas) || { cat $(@:.o=.ptxas); exit 1; }
+
+# The PTX alone, for tests/check_kernels.py.
+$(BUILD)/cuda/%.ptx: %.cu
+	@echo 'ptx   $<'
+	@mkdir -p $(@D)
+	$(Q)$(NVCC) -std=c++20 -O3 -I. -arch=compute_80 -MMD -MP -MF $@.d -ptx $< -o $@
+
+$(BUILD)/cuda/cuda_tests: $(CUDA_KERNELS:%.cu=$(BUILD)/cuda/%.o) $(CUDA_TEST_OBJECTS)
+	@echo 'link  $@'
+	$(Q)$(CXX) $(CXXFLAGS) $^ -lgtest -lgtest_main -pthread $(CUDA_LIBS) -o $@
+
+# The emulator's three builds: plain; with its checker of races, initialisation and bounds, which
+# g++'s calls for ThreadSanitizer feed (its library is not linked); with AddressSanitizer and UBSan.
+# Its runtime is never instrumented.
+EMULATED      := plain race asan
+EMULATOR_CODE := $(wildcard dev/emulator/*.cpp)
+EMULATOR_TESTS := $(wildcard tests/emulator/*.cu)
+EMULATE       := -DLMO_EMULATE_CUDA -fno-strict-aliasing -Wno-unknown-pragmas -Wno-psabi -isystem $(CUDA_HOME)/include -g
+EMULATE_KERNELS_plain := -O2
+EMULATE_KERNELS_race  := -O1 -fsanitize=thread -DLMO_EMULATOR_RACE
+EMULATE_KERNELS_asan  := -O1 -fsanitize=address,undefined -fno-sanitize-recover=undefined -DLMO_EMULATOR_ASAN
+EMULATE_RUNTIME_plain := -O2
+EMULATE_RUNTIME_race  := -O2 -DLMO_EMULATOR_RACE
+EMULATE_RUNTIME_asan  := -O2 -DLMO_EMULATOR_ASAN
+EMULATE_LINK_asan     := -fsanitize=address,undefined
+
+# SHIM: a folder searched first, for trying another emulator.
+define emulated_rules
+$(BUILD)/emulated/$(1)/%.o: %.cu
+	@echo 'c++   $$< (emulated, $(1))'
+	@mkdir -p $$(@D)
+	$$(Q)$$(CXX) -std=c++20 $$(SHIM) -I. $$(WARN) $$(EMULATE) $$(EMULATE_KERNELS_$(1)) -MMD -MP -x c++ -c $$< -o $$@
+$(BUILD)/emulated/$(1)/dev/emulator/%.o: dev/emulator/%.cpp
+	@echo 'c++   $$< ($(1))'
+	@mkdir -p $$(@D)
+	$$(Q)$$(CXX) -std=c++20 $$(SHIM) -I. $$(WARN) $$(EMULATE) $$(EMULATE_RUNTIME_$(1)) -MMD -MP -c $$< -o $$@
+$(BUILD)/emulated/$(1)/cuda_tests: $$(CUDA_KERNELS:%.cu=$(BUILD)/emulated/$(1)/%.o) $$(CUDA_TEST_OBJECTS) \
+        $(BUILD)/tests/emulator/production_sizes.o \
+        $$(EMULATOR_CODE:%.cpp=$(BUILD)/emulated/$(1)/%.o)
+	@echo 'link  $$@'
+	$$(Q)$$(CXX) -rdynamic $$(EMULATE_LINK_$(1)) $$^ $$(SHIM_LIBS) -lgtest -lgtest_main -pthread -ldl -fopenmp -o $$@
+$(BUILD)/emulated/$(1)/train_gpt: $$(CUDA_KERNELS:%.cu=$(BUILD)/emulated/$(1)/%.o) $$(CUDA_HOST:%.cpp=$(BUILD)/%.o) \
+        $$(EMULATOR_CODE:%.cpp=$(BUILD)/emulated/$(1)/%.o) $(BUILD)/train_gpt.o $$(OBJECTS)
+	@echo 'link  $$@'
+	$$(Q)$$(CXX) -rdynamic $$(EMULATE_LINK_$(1)) $$^ $$(LDLIBS) -ldl -o $$@
+$(BUILD)/emulated/$(1)/emulator_tests: $$(EMULATOR_TESTS:%.cu=$(BUILD)/emulated/$(1)/%.o) \
+        $$(EMULATOR_CODE:%.cpp=$(BUILD)/emulated/$(1)/%.o)
+	@echo 'link  $$@'
+	$$(Q)$$(CXX) -rdynamic $$(EMULATE_LINK_$(1)) $$^ -lgtest -lgtest_main -pthread -ldl -o $$@
+-include $$(patsubst %.cu,$(BUILD)/emulated/$(1)/%.d,$$(CUDA_KERNELS) $$(EMULATOR_TESTS)) \
+         $$(EMULATOR_CODE:%.cpp=$(BUILD)/emulated/$(1)/%.d)
+endef
+$(foreach variant,$(EMULATED),$(eval $(call emulated_rules,$(variant))))
+
 clean:
 	rm -rf $(BUILD)
 
--include $(OBJECTS:.o=.d) $(TEST_OBJECTS:.o=.d) $(BUILD)/train_gpt.d
+-include $(OBJECTS:.o=.d) $(TEST_OBJECTS:.o=.d) $(BUILD)/train_gpt.d \
+         $(CUDA_KERNELS:%.cu=$(BUILD)/cuda/%.d) $(CUDA_KERNELS:%.cu=$(BUILD)/cuda/%.ptx.d)

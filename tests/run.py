@@ -3,8 +3,10 @@
 
     tests/run.py [--build build] [--check] [--only WORD]
 
-Quick (default): layer rules, the unit tests (GoogleTest), the integration tests in tests/integration.
---check: the long ones: the unit tests under AddressSanitizer and UBSan (build/asan) and tests/long.
+Quick (default): rules for layers and kernels, the unit tests (GoogleTest), the CUDA kernels under the
+emulator, the integration tests in tests/integration. --check: the long ones: the unit tests under
+AddressSanitizer and UBSan (build/asan), the kernels under the emulator's checkers and in other thread
+orders, what nvcc made of them, and tests/long.
 Every skipped test is named with its reason. Standard library only.
 """
 import argparse
@@ -37,35 +39,46 @@ def heading(text):
     print(f'--- {text}', flush=True)
 
 
-def run_layers(tally):
-    heading('direction of dependencies')
-    result = subprocess.run([sys.executable, 'tests/check_layers.py'], cwd=ROOT, capture_output=True,
-                            text=True)
+def run_script(tally, what, script, *arguments):
+    """A checking script of tests/: one test, its output shown when it fails."""
+    heading(what)
+    result = subprocess.run([sys.executable, f'tests/{script}', *arguments], cwd=ROOT, capture_output=True, text=True)
     if result.returncode == 0:
         tally.passed += 1
     else:
-        tally.fail('check_layers', result.stdout + result.stderr)
+        tally.fail(' '.join((script, *arguments)), result.stdout + result.stderr)
 
 
-def run_unit(tally, binary, pattern, environment=None):
-    heading(f'unit tests: {binary}')
+def run_gtest(tally, binary, pattern, environment=None, shards=1, label=''):
+    """One GoogleTest program; its tests are dealt to `shards` processes that run side by side."""
+    name = f'{binary.relative_to(ROOT) if binary.is_relative_to(ROOT) else binary}{label}'
+    heading(f'unit tests: {name}')
     if not binary.exists():
-        tally.fail(str(binary), 'not built')
+        tally.fail(name, 'not built')
         return
-    with tempfile.NamedTemporaryFile(suffix='.json') as report:
-        command = [str(binary), '--gtest_brief=1', f'--gtest_output=json:{report.name}']
-        if pattern:
-            command.append(f'--gtest_filter=*{pattern}*')
-        status = subprocess.run(command, cwd=ROOT, env={**os.environ, **(environment or {})}).returncode
-        try:
-            suites = json.load(open(report.name))['testsuites']
-        except (ValueError, OSError):
-            tally.fail(str(binary), f'crashed with status {status}')
-            return
+    with tempfile.TemporaryDirectory() as folder:
+        running = []
+        for shard in range(shards):
+            report = pathlib.Path(folder) / f'{shard}.json'
+            command = [str(binary), '--gtest_brief=1', f'--gtest_output=json:{report}']
+            if pattern:
+                command.append(f'--gtest_filter=*{pattern}*')
+            more = {**(environment or {}), 'GTEST_TOTAL_SHARDS': str(shards), 'GTEST_SHARD_INDEX': str(shard)}
+            running.append((report, subprocess.Popen(command, cwd=ROOT, env={**os.environ, **more})))
+        for report, process in running:
+            count_gtest(tally, name, report, process.wait())
+
+
+def count_gtest(tally, program, report, status):
+    try:
+        suites = json.load(open(report))['testsuites']
+    except (ValueError, OSError):
+        tally.fail(program, f'crashed with status {status}')
+        return
     failures = 0
     for suite in suites:
         for test in suite['testsuite']:
-            name = f'{suite["name"]}.{test["name"]}'
+            name = f'{program}: {suite["name"]}.{test["name"]}'
             if test.get('failures'):
                 tally.fail(name, '')
                 failures += 1
@@ -74,7 +87,7 @@ def run_unit(tally, binary, pattern, environment=None):
             elif test['status'] == 'RUN':
                 tally.passed += 1
     if status and not failures:
-        tally.fail(str(binary), f'status {status} although no test failed')
+        tally.fail(program, f'status {status} although no test failed')
 
 
 def run_python(tally, folder, pattern):
@@ -104,6 +117,48 @@ def run_python(tally, folder, pattern):
         print(f'{time.time() - start:6.1f} s  {test.id()}', flush=True)
 
 
+ASAN = {'ASAN_OPTIONS': 'detect_leaks=1:allocator_may_return_null=1',
+        'LSAN_OPTIONS': 'suppressions=tests/lsan.supp'}
+
+
+def run_quick(tally, build, only):
+    run_script(tally, 'direction of dependencies', 'check_layers.py')
+    run_script(tally, 'rules for kernels', 'check_kernels.py', 'lint')
+    run_gtest(tally, build / 'unit_tests', only)
+    if has_cuda_headers(tally):
+        with tempfile.TemporaryDirectory() as folder:
+            log = pathlib.Path(folder) / 'kernels'
+            run_gtest(tally, build / 'emulated/plain/cuda_tests', only, {'LMO_EMULATOR_LOG': str(log)}, shards=2)
+            if not only:
+                run_script(tally, 'every kernel was executed', 'check_kernels.py', 'coverage', str(log))
+        run_gtest(tally, build / 'emulated/plain/emulator_tests', only, shards=2)
+    run_python(tally, 'tests/integration', only)
+
+
+def run_long(tally, build, only):
+    run_gtest(tally, build / 'asan' / 'unit_tests', only, ASAN)
+    if has_cuda_headers(tally):
+        for variant in ('race', 'asan'):
+            for program in ('emulator_tests', 'cuda_tests'):
+                run_gtest(tally, build / 'emulated' / variant / program, only, ASAN, shards=2)
+        for order in ('desc', '1', '2'):
+            run_gtest(tally, build / 'emulated/plain/cuda_tests', only, {'LMO_EMULATOR_ORDER': order}, shards=2,
+                      label=f', thread order {order}')
+    if os.environ.get('LMO_NVCC'):
+        run_script(tally, 'registers, spills and shared memory of every kernel', 'check_kernels.py', 'budgets', str(build))
+        run_script(tally, 'what the kernels were compiled to', 'check_kernels.py', 'ptx', str(build))
+    else:
+        tally.skip('budgets of the kernels', 'no nvcc here')
+    run_python(tally, 'tests/long', only)
+
+
+def has_cuda_headers(tally):
+    if os.environ.get('LMO_CUDA_HEADERS', 'yes'):
+        return True
+    tally.skip('CUDA kernels under the emulator', 'no headers of a CUDA toolkit here (cublasLt.h)')
+    return False
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
     parser.add_argument('--build', default='build', help='build folder')
@@ -117,14 +172,7 @@ def main():
     # Two programs may run on two cores here: threads that sleep while they wait disturb less.
     os.environ.setdefault('OMP_WAIT_POLICY', 'passive')
     tally, start = Tally(), time.time()
-    if arguments.check:
-        run_unit(tally, build / 'asan' / 'unit_tests', arguments.only,
-                 {'ASAN_OPTIONS': 'detect_leaks=1:allocator_may_return_null=1', 'LSAN_OPTIONS': 'suppressions=tests/lsan.supp'})
-        run_python(tally, 'tests/long', arguments.only)
-    else:
-        run_layers(tally)
-        run_unit(tally, build / 'unit_tests', arguments.only)
-        run_python(tally, 'tests/integration', arguments.only)
+    (run_long if arguments.check else run_quick)(tally, build, arguments.only)
     if os.environ.get('LMO_TEST_COUNTS'):
         with open(os.environ['LMO_TEST_COUNTS'], 'a') as counts:
             counts.write(f'{tally.passed} {tally.failed} {tally.skipped}\n')

@@ -16,6 +16,18 @@ void check_alignment(const void* pointer, size_t bytes) {
          code_text(__builtin_return_address(0)));
 }
 
+void check_global(const void* pointer) {
+    if (!in_arena(pointer)) return;
+    fail("an instruction for global memory gets an address of shared memory at %s",
+         code_text(__builtin_return_address(0)));
+}
+
+void check_shared(const void* pointer) {
+    if (in_arena(pointer)) return;
+    fail("an instruction for shared memory gets an address of other memory at %s",
+         code_text(__builtin_return_address(0)));
+}
+
 #ifndef LMO_EMULATOR_RACE
 
 void check_access(Thread& thread, const void* pointer, size_t bytes, Access access, Site site) {

@@ -47,21 +47,18 @@ cudaError_t cudaDeviceSynchronize() {
 // ---- events -------------------------------------------------------------------------------------
 
 cudaError_t cudaEventCreateWithFlags(cudaEvent_t* event, unsigned) {
-    *event = reinterpret_cast<cudaEvent_t>(new Event);
+    *event = reinterpret_cast<cudaEvent_t>(new auto(std::make_shared<Event>()));
     return cudaSuccess;
 }
 cudaError_t cudaEventCreate(cudaEvent_t* event) { return cudaEventCreateWithFlags(event, 0); }
 
 cudaError_t cudaEventDestroy(cudaEvent_t event) {
-    return without_throwing([&] {
-        Event* own = reinterpret_cast<Event*>(event);
-        wait_for_all();  // of work that refers to it
-        delete own;
-    });
+    delete &find_event(event);
+    return cudaSuccess;
 }
 
 cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream) {
-    Event* own = reinterpret_cast<Event*>(event);
+    const std::shared_ptr<Event> own = find_event(event);
     Stream& on = find_stream(stream);
     if (on.capture) return refuse_in_capture();  // CUDA can, the emulator cannot
     const uint64_t count = ++own->recorded;
@@ -73,7 +70,7 @@ cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream) {
 }
 
 cudaError_t cudaStreamWaitEvent(cudaStream_t stream, cudaEvent_t event, unsigned) {
-    Event* own = reinterpret_cast<Event*>(event);
+    const std::shared_ptr<Event> own = find_event(event);
     Stream& on = find_stream(stream);
     if (on.capture) return refuse_in_capture();
     issue(on, {nullptr, own, own->recorded});
@@ -81,18 +78,18 @@ cudaError_t cudaStreamWaitEvent(cudaStream_t stream, cudaEvent_t event, unsigned
 }
 
 cudaError_t cudaEventQuery(cudaEvent_t event) {
-    const Event* own = reinterpret_cast<Event*>(event);
+    const Event* own = find_event(event).get();
     return own->reached < own->recorded ? cudaErrorNotReady : cudaSuccess;
 }
 
 cudaError_t cudaEventSynchronize(cudaEvent_t event) {
     if (any_capture()) return refuse_in_capture();
-    return synchronously([&] { wait_for(*reinterpret_cast<Event*>(event)); });
+    return synchronously([&] { wait_for(*find_event(event)); });
 }
 
 cudaError_t cudaEventElapsedTime(float* milliseconds, cudaEvent_t from, cudaEvent_t to) {
-    const Event* first = reinterpret_cast<Event*>(from);
-    const Event* second = reinterpret_cast<Event*>(to);
+    const Event* first = find_event(from).get();
+    const Event* second = find_event(to).get();
     if (first->recorded == 0 || second->recorded == 0)
         return remember(cudaErrorInvalidResourceHandle);
     if (first->reached < first->recorded || second->reached < second->recorded) {

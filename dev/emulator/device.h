@@ -49,6 +49,9 @@ namespace emulator {
 
 // Fails where a wide access is misaligned.
 void check_alignment(const void* pointer, size_t bytes);
+// Fail where the address is not of this kind of memory.
+void check_global(const void* pointer);
+void check_shared(const void* pointer);
 
 }  // namespace emulator
 

@@ -33,6 +33,7 @@ char pending_error[4096];
 
 // A signal's handler goes on in here, on the stack of the thread, which is abandoned anyway.
 int caught_signal;
+struct sigaction actions_before[NSIG];
 const void* caught_address;
 
 [[noreturn]] void fail_by_signal() {
@@ -55,9 +56,8 @@ void handle_signal(int number, siginfo_t* info, void* context) {
         const int length = snprintf(
             line, sizeof line, "emulator: host code used the invalid address %p\n", info->si_addr);
         if (number == SIGSEGV && write(2, line, length) < 0) _exit(71);
-        signal(number, SIG_DFL);
-        raise(number);
-        return;
+        sigaction(number, &actions_before[number], nullptr);
+        return;  // the same happens again, and is handled as without the emulator
     }
     caught_signal = number;
     caught_address = info->si_addr;
@@ -143,7 +143,7 @@ void install_signal_handlers() {
         action.sa_sigaction = handle_signal;
         action.sa_flags = SA_SIGINFO | SA_ONSTACK | SA_NODEFER;
         for (int number : {SIGSEGV, SIGBUS, SIGFPE, SIGILL, SIGABRT}) {
-            sigaction(number, &action, nullptr);
+            sigaction(number, &action, &actions_before[number]);
         }
         return true;
     }();

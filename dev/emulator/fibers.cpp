@@ -54,8 +54,6 @@ constexpr size_t kStackBytes = 512 * 1024;
 #else
 constexpr size_t kStackBytes = 128 * 1024;
 #endif
-// Of a stack that a thread left in order, only its first frame can still be poisoned.
-constexpr size_t kFirstFrameBytes = 8192;
 
 struct Scheduler {
     std::vector<Thread*> threads;  // grows, never shrinks
@@ -223,8 +221,9 @@ void start_thread(Thread& thread) {
 
 void unpoison_stacks() {
 #ifdef LMO_EMULATOR_ASAN
-    // Abandoned frames keep their poison, and unpoisoning whole stacks each time would be slow.
-    const size_t bytes = scheduler.failed ? kStackBytes : kFirstFrameBytes;
+    // Abandoned frames keep their poison. Of a stack that a thread left in order only the first
+    // frame can still be poisoned; unpoisoning all of it each time would be slow.
+    const size_t bytes = scheduler.failed ? kStackBytes : 8192;
     for (int i = 0; i < block.threads; ++i) {
         char* stack = scheduler.threads[i]->stack;
         __asan_unpoison_memory_region(stack + kStackBytes - bytes, bytes);

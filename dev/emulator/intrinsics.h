@@ -13,11 +13,13 @@
 #include "dev/emulator/runtime.h"
 
 // ---- loads and stores with cache hints ----------------------------------------------------------
+// Their PTX is for global memory: given another address, a device fails or goes astray.
 
-#define LMO_LOAD(name)             \
-    template <typename T>          \
-    inline T name(const T* from) { \
-        return *from;              \
+#define LMO_LOAD(name)                  \
+    template <typename T>               \
+    inline T name(const T* from) {      \
+        ::emulator::check_global(from); \
+        return *from;                   \
     }
 LMO_LOAD(__ldg)
 LMO_LOAD(__ldcs)
@@ -29,6 +31,7 @@ LMO_LOAD(__ldlu)
 #define LMO_STORE(name)                                      \
     template <typename T>                                    \
     inline void name(T* to, std::type_identity_t<T> value) { \
+        ::emulator::check_global(to);                        \
         *to = value;                                         \
     }
 LMO_STORE(__stcs)

@@ -3,6 +3,7 @@
 #ifdef LMO_EMULATOR_RACE
 
 #include <cstdint>
+#include <cstring>
 
 #include "dev/emulator/race_checker.h"
 
@@ -86,6 +87,22 @@ ATOMICS(32, uint32_t)
 ATOMICS(64, uint64_t)
 void __tsan_atomic_thread_fence(int) {}
 void __tsan_atomic_signal_fence(int) {}
+
+// clang calls these in place of the library's.
+void* __tsan_memcpy(void* to, const void* from, size_t bytes) {
+    if (bytes > 0) check_code_access(from, bytes, Access::read, false, HERE);
+    if (bytes > 0) check_code_access(to, bytes, Access::write, false, HERE);
+    return memcpy(to, from, bytes);
+}
+void* __tsan_memmove(void* to, const void* from, size_t bytes) {
+    if (bytes > 0) check_code_access(from, bytes, Access::read, false, HERE);
+    if (bytes > 0) check_code_access(to, bytes, Access::write, false, HERE);
+    return memmove(to, from, bytes);
+}
+void* __tsan_memset(void* to, int value, size_t bytes) {
+    if (bytes > 0) check_code_access(to, bytes, Access::write, false, HERE);
+    return memset(to, value, bytes);
+}
 
 void __tsan_init() {}
 void __tsan_func_entry(void*) {}

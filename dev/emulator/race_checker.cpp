@@ -18,6 +18,8 @@
 
 #ifdef LMO_EMULATOR_RACE
 
+extern "C" char __executable_start;  // by the linker
+
 namespace emulator {
 
 namespace {
@@ -37,10 +39,7 @@ Checker& checker() {
     return *the_checker;
 }
 
-char* program_start() {
-    extern char start asm("__executable_start");  // by the linker
-    return &start;
-}
+char* program_start() { return &__executable_start; }
 
 uint32_t code_of(Site site) {
     Checker& c = checker();

@@ -75,7 +75,7 @@ void check_total(const char* name) {
     }
 }
 
-void check_red_zone(const char* start, const char* end, const char* name) {
+[[maybe_unused]] void check_red_zone(const char* start, const char* end, const char* name) {
     for (const char* p = start; p < end; ++p) {
         if (*p == static_cast<char>(0xFF)) continue;
         throw Error(std::string("emulator: ") + block.kernel + ": a write past the end of " + name +

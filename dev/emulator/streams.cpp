@@ -90,7 +90,7 @@ Stream& find_stream(cudaStream_t stream) {
     Device& d = device();
     if (!stream || stream == cudaStreamLegacy) return d.legacy;
     for (auto& known : d.streams) {
-        if (known.get() == reinterpret_cast<Stream*>(stream)) return *known;
+        if (known.get() == reinterpret_cast<Stream*>(stream) && !known->destroyed) return *known;
     }
     throw Error("emulator: a stream that does not exist was used");
 }
@@ -113,10 +113,8 @@ cudaStream_t make_stream(bool blocking) {
 }
 
 void destroy_stream(cudaStream_t stream) {
-    Stream& own = find_stream(stream);
-    wait_for(own);
-    auto& all = device().streams;
-    all.erase(std::find_if(all.begin(), all.end(), [&](auto& s) { return s.get() == &own; }));
+    find_stream(stream).destroyed = true;
+    std::erase_if(device().streams, [](const auto& s) { return s->destroyed && s->queue.empty(); });
 }
 
 void issue(Stream& stream, Operation operation) {

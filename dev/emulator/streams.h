@@ -21,7 +21,7 @@ struct Event {
 
 struct Operation {
     Work run;
-    Event* awaited = nullptr;  // it waits until this event has been reached `count` times
+    std::shared_ptr<Event> awaited{};  // it waits until this event has been reached `count` times
     uint64_t count = 0;
     uint64_t number = 0;  // in the order of issue, over all streams
 };
@@ -36,15 +36,20 @@ struct Stream {
     std::deque<Operation> queue;
     std::unique_ptr<Recording> capture;
     bool capture_broken = false;
+    bool destroyed = false;  // but not all of its work has run
 };
 
+// An event's handle points to a shared pointer: work that uses it may outlive the handle.
+inline std::shared_ptr<Event>& find_event(cudaEvent_t event) {
+    return *reinterpret_cast<std::shared_ptr<Event>*>(event);
+}
 // The default stream for null. Throws Error for a stream that was destroyed or never made.
 Stream& find_stream(cudaStream_t stream);
 bool any_capture();     // some stream is being captured now
 void break_captures();  // something was called that no capture allows
 
 cudaStream_t make_stream(bool blocking);
-void destroy_stream(cudaStream_t stream);  // after its work
+void destroy_stream(cudaStream_t stream);  // its work still runs
 
 void issue(Stream& stream, Operation operation);
 void wait_for(Stream& stream);

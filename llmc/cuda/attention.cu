@@ -34,10 +34,11 @@ struct ForwardArguments {
 
 constexpr int kQueries = 128, kKeys = 64, kThreads = 2 * kQueries;
 
+// Q, and K and V twice.
 template <int Size>
-constexpr size_t shared_bytes() {
-    return sizeof(bf16) * Size * (kQueries + 4 * kKeys);  // Q, and K and V twice
-}
+constexpr size_t kSharedBytes = sizeof(bf16) * Size*(kQueries + 4 * kKeys);
+template <int Size>
+constexpr int kBlocks = Size == 64 ? 2 : 1;  // an SM
 
 // Scores become weights relative to the running maximum of their row; what was summed so far is
 // rescaled to it. Every query sees key 0, so the maximum is finite from the first tile on. `sum` is
@@ -73,8 +74,8 @@ __device__ __forceinline__ void softmax_step(float (&s)[N][4], float (&top)[2], 
     }
 }
 
-template <int Size, int Blocks>
-__global__ void __launch_bounds__(kThreads, Blocks)
+template <int Size>
+__global__ void __launch_bounds__(kThreads, kBlocks<Size>)
     attention_forward_kernel(const ForwardArguments p) {
     LMO_DYNAMIC_SHARED(bf16, shared);
     bf16 *const q_tile = shared, *const stages = shared + kQueries * Size;
@@ -134,13 +135,13 @@ __global__ void __launch_bounds__(kThreads, Blocks)
     }
 }
 
-template <int Size, int Blocks>
+template <int Size>
 void launch_forward(const ForwardArguments& p, cudaStream_t stream) {
-    const auto kernel = attention_forward_kernel<Size, Blocks>;
-    allow_shared("attention_forward_kernel", kernel, shared_bytes<Size>());
-    launch("attention_forward_kernel", kernel,
-           attention_grid(p.heads.batch, p.heads.heads, div_up(p.heads.positions, kQueries)),
-           kThreads, shared_bytes<Size>(), stream, p);
+    const AttentionHeads& heads = p.heads;
+    allow_shared("attention_forward_kernel", attention_forward_kernel<Size>, kSharedBytes<Size>);
+    launch(LMO_KERNEL(attention_forward_kernel<Size>),
+           attention_grid(heads.batch, heads.heads, div_up(heads.positions, kQueries)), kThreads,
+           kSharedBytes<Size>, stream, p);
 }
 
 }  // namespace
@@ -157,7 +158,7 @@ void CudaBackend::attention_forward(const AttentionForward& op) {
         return general_attention_forward(op, heads, stream_);
     }
     const ForwardArguments p{heads, op.qkv.as<bf16>(), op.out.as<bf16>(), op.lse.as<float>()};
-    heads.size <= 64 ? launch_forward<64, 2>(p, stream_) : launch_forward<128, 1>(p, stream_);
+    heads.size <= 64 ? launch_forward<64>(p, stream_) : launch_forward<128>(p, stream_);
 }
 
 }  // namespace lmo::cuda

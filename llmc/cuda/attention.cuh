@@ -52,12 +52,11 @@ struct AttentionHeads {
 // sequences, so that blocks that run together share keys and values in the L2 cache. All of it is
 // folded into x, the one grid dimension without a limit that matters.
 struct AttentionItem {
-    int tile, head;
-    int64_t batch;
+    int tile, head, batch;
 
-    __device__ AttentionItem(int tiles, int heads)
-        : tile(static_cast<int>(blockIdx.x % tiles)),
-          head(static_cast<int>(blockIdx.x / tiles % heads)),
+    __device__ AttentionItem(unsigned tiles, unsigned heads)
+        : tile(blockIdx.x % tiles),
+          head(blockIdx.x / tiles % heads),
           batch(blockIdx.x / tiles / heads) {}
 };
 
@@ -162,7 +161,8 @@ __device__ __forceinline__ void store_rows(bf16* to, int stride, int rows, int c
     for (int i = 0; i < Size / 16; ++i) {
         const int row = (lane + 32u * i) / (Size / 8), chunk = lane & (Size / 8 - 1);
         if (row < rows && 8 * chunk < columns) {
-            store(to + int64_t{row} * stride + 8 * chunk, load<8>(tile + tile_offset<Size>(row, chunk)));
+            store(to + int64_t{row} * stride + 8 * chunk,
+                  load<8>(tile + tile_offset<Size>(row, chunk)));
         }
     }
 }

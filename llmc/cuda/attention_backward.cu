@@ -46,10 +46,16 @@ struct BackwardArguments {
     bf16* dqkv;
 };
 
+constexpr int kThreads = 128;  // of both kernels: 4 warps of 16 rows
+
 // Rows of a head in the workspace: whole tiles of both kernels.
-constexpr int kRowBlock = 128;
-__host__ __device__ inline int64_t padded_rows(int positions) {
-    return div_up<int64_t>(positions, kRowBlock) * kRowBlock;
+constexpr int kRowBlock = 64;
+__host__ __device__ inline int padded_rows(int positions) {
+    return div_up(positions, kRowBlock) * kRowBlock;
+}
+// Its first float for a sequence and a head.
+__device__ __forceinline__ int64_t workspace_row(const AttentionHeads& heads, int b, int h) {
+    return int64_t{b * heads.heads + h} * (2 * padded_rows(heads.positions));
 }
 
 // lse in base 2, rounded up where it is beyond the precision of a weight.
@@ -62,16 +68,15 @@ __device__ __forceinline__ float to_base2(float lse) {
 
 // (lse, delta) of the block's rows: to shared memory, for this block, and to the workspace. Every
 // row is read by Size / 8 neighbouring lanes, 16 bytes each.
-template <int Size, int Queries, int Threads>
+template <int Size, int Queries>
 __device__ __forceinline__ void prepare_rows(const BackwardArguments& p, const AttentionItem& item,
                                              int q0, const bf16* dout_tile, float* row_tile) {
-    constexpr int kChunks = Size / 8, kRowsAtOnce = Threads / kChunks;
+    constexpr int kChunks = Size / 8, kRowsAtOnce = kThreads / kChunks;
     const AttentionHeads& heads = p.heads;
     const int chunk = threadIdx.x & (kChunks - 1);
     const bf16* const out = p.out + heads.output(item.batch, q0, item.head) + 8 * chunk;
     const float* const lse = p.lse + heads.row(item.batch, item.head) + q0;
-    float* const rows =
-        p.rows + 2 * ((item.batch * heads.heads + item.head) * padded_rows(heads.positions) + q0);
+    float* const rows = p.rows + workspace_row(heads, item.batch, item.head) + 2 * q0;
 #pragma unroll
     for (int i = 0; i < Queries / kRowsAtOnce; ++i) {
         const int row = threadIdx.x / kChunks + i * kRowsAtOnce;
@@ -89,21 +94,26 @@ __device__ __forceinline__ void prepare_rows(const BackwardArguments& p, const A
         }
         if (chunk == 0) {
             const Vector<float, 2> pair{inside ? to_base2(lse[row]) : INFINITY, delta};
-            store(row_tile + 2 * row, pair);
+            store_shared(row_tile + 2 * row, pair);
             store(rows + 2 * row, pair);
         }
     }
 }
 
-template <int Size, int Queries, int Keys>
-constexpr size_t query_shared_bytes() {  // Q, dO, two stages of K and V, rows
-    return sizeof(bf16) * Size * (2 * Queries + 4 * Keys) + 2 * sizeof(float) * Queries;
-}
+// Tiles of dQ: 64 queries a block, 64 keys a step, or 32 where rows are long. Q and dO stay in
+// registers where there is room.
+template <int Size>
+struct QueryTiles {
+    static constexpr int kQueries = 64, kKeys = Size == 64 ? 64 : 32, kBlocks = 3;
+    static constexpr bool kKeep = Size == 64;
+    static constexpr size_t kSharedBytes =  // Q, dO, two stages of K and V, rows
+        sizeof(bf16) * Size * (2 * kQueries + 4 * kKeys) + 2 * sizeof(float) * kQueries;
+};
 
-template <int Size, int Queries, int Keys, bool Keep, int Blocks>
-__global__ void __launch_bounds__(2 * Queries, Blocks)
+template <int Size>
+__global__ void __launch_bounds__(kThreads, QueryTiles<Size>::kBlocks)
     query_gradient_kernel(const BackwardArguments p) {
-    constexpr int kThreads = 2 * Queries;
+    constexpr int Queries = QueryTiles<Size>::kQueries, Keys = QueryTiles<Size>::kKeys;
     LMO_DYNAMIC_SHARED(bf16, shared);
     bf16 *const q_tile = shared, *const dout_tile = q_tile + Queries * Size;
     bf16* const stages = dout_tile + Queries * Size;
@@ -134,11 +144,10 @@ __global__ void __launch_bounds__(2 * Queries, Blocks)
     cp_async_commit();
     cp_async_wait<0>();
     __syncthreads();
-    prepare_rows<Size, Queries, kThreads>(p, item, q0, dout_tile, row_tile);
+    prepare_rows<Size, Queries>(p, item, q0, dout_tile, row_tile);
     __syncthreads();
     const float* const pair = row_tile + 2 * (warp_row + (lane >> 2));
-    const float lse[2] = {pair[0], pair[16]}, delta[2] = {pair[1], pair[17]};
-    WarpRows<Size, Keep> q, dout;
+    WarpRows<Size, QueryTiles<Size>::kKeep> q, dout;
     q.read(q_tile, warp_row);
     dout.read(dout_tile, warp_row);
 
@@ -154,6 +163,7 @@ __global__ void __launch_bounds__(2 * Queries, Blocks)
         float s[Keys / 8][4], ds[Keys / 8][4];
         set_zero(s);
         add_product_transposed<Size, Keys>(s, q, k_tile);
+        const float lse[2] = {pair[0], pair[16]}, delta[2] = {pair[1], pair[17]};
         if (j * Keys + Keys - 1 > first_row) mask_future(s, j * Keys, row);
 #pragma unroll
         for (int n = 0; n < Keys / 8; ++n) {
@@ -179,15 +189,19 @@ __global__ void __launch_bounds__(2 * Queries, Blocks)
 
 // ---- dK and dV ----------------------------------------------------------------------------------
 
-template <int Size, int Keys, int Queries>
-constexpr size_t key_value_shared_bytes() {  // K, V, two stages of Q, dO and rows
-    return sizeof(bf16) * Size * (2 * Keys + 4 * Queries) + 2 * 2 * sizeof(float) * Queries;
-}
+template <int Size>
+struct KeyValueTiles {
+    static constexpr int kKeys = 64, kQueries = 32, kBlocks = Size == 64 ? 3 : 2;
+    static constexpr bool kKeepK = Size == 64;
+    static constexpr size_t kSharedBytes =  // K, V, two stages of Q, dO and rows
+        sizeof(bf16) * Size * (2 * kKeys + 4 * kQueries) + 2 * 2 * sizeof(float) * kQueries;
+};
 
-template <int Size, int Keys, int Queries, bool Keep, int Blocks>
-__global__ void __launch_bounds__(2 * Keys, Blocks)
+template <int Size>
+__global__ void __launch_bounds__(kThreads, KeyValueTiles<Size>::kBlocks)
     key_value_gradient_kernel(const BackwardArguments p) {
-    constexpr int kThreads = 2 * Keys, kStage = 2 * Queries * Size;
+    constexpr int Keys = KeyValueTiles<Size>::kKeys, Queries = KeyValueTiles<Size>::kQueries;
+    constexpr int kStage = 2 * Queries * Size;
     LMO_DYNAMIC_SHARED(bf16, shared);
     bf16 *const k_tile = shared, *const v_tile = k_tile + Keys * Size;
     bf16* const stages = v_tile + Keys * Size;
@@ -210,8 +224,7 @@ __global__ void __launch_bounds__(2 * Keys, Blocks)
                                            heads.out_stride(), T - q0, heads.size);
         if (threadIdx.x < Queries / 2) {  // two rows in 16 bytes
             cp_async_16(row_stages + stage * (2 * Queries) + 4 * threadIdx.x,
-                        p.rows + 2 * ((item.batch * heads.heads + head) * padded_rows(T) + q0) +
-                            4 * threadIdx.x);
+                        p.rows + workspace_row(heads, item.batch, head) + 2 * q0 + 4 * threadIdx.x);
         }
     };
     const int64_t keys = heads.key(item.batch, k0, item.head);
@@ -224,7 +237,8 @@ __global__ void __launch_bounds__(2 * Keys, Blocks)
 
     cp_async_wait<0>();
     __syncthreads();
-    WarpRows<Size, Keep> k, v;
+    WarpRows<Size, KeyValueTiles<Size>::kKeepK> k;
+    WarpRows<Size, false> v;
     k.read(k_tile, warp_row);
     v.read(v_tile, warp_row);
     float dk[Size / 8][4], dv[Size / 8][4];
@@ -269,11 +283,58 @@ __global__ void __launch_bounds__(2 * Keys, Blocks)
         if (key == 0 && now == 0 && (lane & 3) == 0) ds[0][0] *= 0.0f;  // as in dQ
         add_product<Size, Queries>(dk, ds, q_tile);
     }
-    store_rows<Size>(p.dqkv + keys + int64_t{warp_row} * heads.stride(), heads.stride(), T - first_key,
-                     heads.size, dk, heads.scale, heads.scale, k_tile + warp_row * Size);
-    store_rows<Size>(p.dqkv + values + int64_t{warp_row} * heads.stride(), heads.stride(), T - first_key,
-                     heads.size, dv, 1.0f, 1.0f, v_tile + warp_row * Size);
+    store_rows<Size>(p.dqkv + keys + int64_t{warp_row} * heads.stride(), heads.stride(),
+                     T - first_key, heads.size, dk, heads.scale, heads.scale,
+                     k_tile + warp_row * Size);
+    store_rows<Size>(p.dqkv + values + int64_t{warp_row} * heads.stride(), heads.stride(),
+                     T - first_key, heads.size, dv, 1.0f, 1.0f, v_tile + warp_row * Size);
+}
+
+template <int Size>
+void launch_backward(const BackwardArguments& p, cudaStream_t stream) {
+    const AttentionHeads& heads = p.heads;
+    using Query = QueryTiles<Size>;
+    allow_shared("query_gradient_kernel", query_gradient_kernel<Size>, Query::kSharedBytes);
+    launch(LMO_KERNEL(query_gradient_kernel<Size>),
+           attention_grid(heads.batch, heads.heads, div_up(heads.positions, Query::kQueries)),
+           kThreads, Query::kSharedBytes, stream, p);
+    using KeyValue = KeyValueTiles<Size>;
+    allow_shared("key_value_gradient_kernel", key_value_gradient_kernel<Size>,
+                 KeyValue::kSharedBytes);
+    launch(LMO_KERNEL(key_value_gradient_kernel<Size>),
+           attention_grid(heads.batch, heads.kv_heads, div_up(heads.positions, KeyValue::kKeys)),
+           kThreads, KeyValue::kSharedBytes, stream, p);
 }
 
 }  // namespace
+
+size_t CudaBackend::workspace_bytes(const AttentionBackward& op) const {
+    const AttentionHeads heads(op.qkv, op.heads, op.kv_heads);
+    // Which kernels run depends on addresses too; both kinds keep two floats a row.
+    return heads.batch * heads.heads * padded_rows(heads.positions) * 2 * sizeof(float);
+}
+
+void CudaBackend::attention_backward(const AttentionBackward& op) {
+    const AttentionHeads heads(op.qkv, op.heads, op.kv_heads);
+    const int64_t rows = heads.batch * heads.positions * heads.heads;
+    assert(op.out.dtype == op.qkv.dtype && op.out.count() == rows * heads.size);
+    assert(op.dout.dtype == op.qkv.dtype && op.dout.count() == rows * heads.size);
+    assert(op.dqkv.dtype == op.qkv.dtype && op.dqkv.count() == op.qkv.count());
+    assert(op.lse.dtype == DType::f32 && op.lse.count() == rows);
+    assert(op.workspace.bytes() >= workspace_bytes(op));
+    if (rows == 0) return;
+    if (!attention_on_tensor_cores(op.qkv, heads, op.out.data, op.dout.data, op.dqkv.data,
+                                   op.workspace.data)) {
+        return general_attention_backward(op, heads, stream_);
+    }
+    const BackwardArguments p{heads,
+                              op.qkv.as<bf16>(),
+                              op.out.as<bf16>(),
+                              op.dout.as<bf16>(),
+                              op.lse.as<float>(),
+                              op.workspace.as<float>(),
+                              op.dqkv.as<bf16>()};
+    heads.size <= 64 ? launch_backward<64>(p, stream_) : launch_backward<128>(p, stream_);
+}
+
 }  // namespace lmo::cuda

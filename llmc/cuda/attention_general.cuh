@@ -7,9 +7,9 @@
 
 namespace lmo::cuda {
 
-size_t general_attention_backward_workspace(const AttentionHeads& heads);
 void general_attention_forward(const AttentionForward& op, const AttentionHeads& heads,
                                cudaStream_t stream);
+// The workspace holds two floats a row of lse.
 void general_attention_backward(const AttentionBackward& op, const AttentionHeads& heads,
                                 cudaStream_t stream);
 

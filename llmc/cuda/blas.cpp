@@ -50,7 +50,7 @@ using Preference = Owned<cublasLtMatmulPreference_t, cublasLtMatmulPreferenceDes
 // What a plan depends on: the product without its addresses and factors.
 struct Key {
     DType type, type_out;
-    bool transpose_a, transpose_b, c_is_d;
+    bool transpose_a, transpose_b;
     int64_t m, n, k, batch;
     int64_t lda, ldb, ldc, ldd;
     int64_t stride_a, stride_b, stride_c, stride_d;
@@ -68,27 +68,23 @@ uint32_t alignment(const void* address, int64_t stride, int64_t batch, DType typ
 }
 
 Key key_of(const Product& p) {
-    Key key{p.type,
-            p.type_out,
-            p.transpose_a,
-            p.transpose_b,
-            p.c == p.d,
-            p.m,
-            p.n,
-            p.k,
-            p.batch,
-            p.lda,
-            p.ldb,
-            p.ldc,
-            p.ldd,
-            p.stride_a,
-            p.stride_b,
-            p.stride_c,
-            p.stride_d,
-            0,
-            0,
-            0,
-            0};
+    Key key{};
+    key.type = p.type;
+    key.type_out = p.type_out;
+    key.transpose_a = p.transpose_a;
+    key.transpose_b = p.transpose_b;
+    key.m = p.m;
+    key.n = p.n;
+    key.k = p.k;
+    key.batch = p.batch;
+    key.lda = p.lda;
+    key.ldb = p.ldb;
+    key.ldc = p.ldc;
+    key.ldd = p.ldd;
+    key.stride_a = p.stride_a;
+    key.stride_b = p.stride_b;
+    key.stride_c = p.stride_c;
+    key.stride_d = p.stride_d;
     key.align_a = alignment(p.a, p.stride_a, p.batch, p.type);
     key.align_b = alignment(p.b, p.stride_b, p.batch, p.type);
     key.align_c = alignment(p.c, p.stride_c, p.batch, p.type_out);

@@ -54,7 +54,7 @@ void CudaBackend::convert(const Tensor& to, const Tensor& from) {
             using To = typename decltype(to_type)::type;
             if constexpr (!std::is_same_v<From, To>) {
                 using Update = Conversion<From, To>;
-                launch_update(LMO_KERNEL(update_kernel<Update>), stream_, Update{}, 1,
+                launch_update(LMO_KERNEL(update_kernel<Conversion<From, To>>), stream_, Update{}, 1,
                               [&](size_t) -> typename Update::Lists::Entry {
                                   return {{from.data, to.data}, from.count(), {}};
                               });

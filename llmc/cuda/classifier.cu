@@ -90,7 +90,7 @@ __device__ Softmax read_row(const T* row, const Cut<T>& cut, T* kept) {
         for (int i = 0; i < kBatch; ++i) {
             const int64_t v = first + i * Threads;
             if (v >= cut.vectors) break;
-            if (kept) store(kept + v * W, batch[i]);
+            if (kept) store_shared(kept + v * W, batch[i]);
             include(softmax, batch[i]);
         }
     }

@@ -143,8 +143,10 @@ constexpr int kWidth = 16 / sizeof(T);
 #ifdef LMO_EMULATE_CUDA
 // What g++ makes of a wide access need not be wide, so the emulator checks the address itself.
 #define LMO_CHECK_ALIGNMENT(pointer, bytes) emulator::check_alignment(pointer, bytes)
+#define LMO_CHECK_SHARED(pointer) emulator::check_shared(pointer)
 #else
 #define LMO_CHECK_ALIGNMENT(pointer, bytes) ((void)0)
+#define LMO_CHECK_SHARED(pointer) ((void)0)
 #endif
 
 template <int Bytes>
@@ -194,12 +196,20 @@ __device__ __forceinline__ void store(T* to, const Vector<T, N>& vector) {
     LMO_CHECK_ALIGNMENT(to, sizeof(W));
     W word;
     memcpy(&word, &vector, sizeof word);
-#ifndef LMO_EMULATE_CUDA
     if constexpr (sizeof(W) >= 8) {
         __stwb(reinterpret_cast<W*>(to), word);
-        return;
+    } else {
+        *reinterpret_cast<W*>(to) = word;
     }
-#endif
+}
+
+template <int N, typename T>
+__device__ __forceinline__ void store_shared(T* to, const Vector<T, N>& vector) {
+    using W = typename Word<sizeof(T) * N>::type;
+    LMO_CHECK_ALIGNMENT(to, sizeof(W));
+    LMO_CHECK_SHARED(to);
+    W word;
+    memcpy(&word, &vector, sizeof word);
     *reinterpret_cast<W*>(to) = word;
 }
 

@@ -257,7 +257,7 @@ __device__ void add_long_run(const Rows<R>& rows, int64_t first, float* dtable,
 
 // A block takes the runs that start among 32 sorted entries, and 32 columns.
 template <typename R>
-__global__ void __launch_bounds__(kSumThreads)
+__global__ void __launch_bounds__(kSumThreads, 5)
     add_runs_kernel(const uint64_t* entries, int64_t count, const R* dout, float* dtable,
                     int64_t columns, uint32_t across) {
     LMO_SHARED(float, tile, [2][kBlockRows][32]);
@@ -266,17 +266,15 @@ __global__ void __launch_bounds__(kSumThreads)
     const Rows<R> rows{entries, count, dout, columns, int64_t{blockIdx.x % across} * 32 + lane};
     const bool starts = rows.starts_run(begin + lane);
     const bool is_long = starts && rows.same(begin + lane, begin + lane + kLongRun);
-    uint32_t long_runs = __ballot_sync(0xffffffffu, is_long);
+    const uint32_t long_run = __ballot_sync(0xffffffffu, is_long);
     uint32_t short_runs = __ballot_sync(0xffffffffu, starts && !is_long);
     for (int i = 0; short_runs != 0; ++i, short_runs &= short_runs - 1) {
         if (i % (kSumThreads / 32) == warp) {
             add_short_run(rows, begin + __ffs(short_runs) - 1, dtable);
         }
     }
-    for (; long_runs != 0; long_runs &= long_runs - 1) {
-        add_long_run(rows, begin + __ffs(long_runs) - 1, dtable, tile);
-        __syncthreads();  // the next run uses the tile again
-    }
+    // No second one starts among so few entries.
+    if (long_run != 0) add_long_run(rows, begin + __ffs(long_run) - 1, dtable, tile);
 }
 
 // ---- workspace ----------------------------------------------------------------------------------

@@ -171,11 +171,12 @@ void CudaBackend::symmetric_product(const SymmetricProduct& op) {
     assert(op.beta == 0 || (op.s.dtype == op.c.dtype && op.s.shape == op.c.shape));
     if (product.k == 0) {
         if (op.beta != 0) copy(op.c, op.s);
-        return gemm(as_gemm(op));
+        gemm(as_gemm(op));
+    } else {
+        assert(op.workspace.bytes() >= workspace_bytes(op));
+        product.c = op.s.data;  // not read where beta is 0
+        blas_->run(product, op.workspace.data, stream_);
     }
-    assert(op.workspace.bytes() >= workspace_bytes(op));
-    product.c = op.s.data;  // not read where beta is 0
-    blas_->run(product, op.workspace.data, stream_);
     mirror(op.c, product.batch, product.m, stream_);
 }
 

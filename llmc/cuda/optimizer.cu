@@ -247,9 +247,10 @@ void CudaBackend::apply(const Apply& op) {
     }
     assert(same_counts(op.weights, op.copies));
     for_compute_type(op.copies[0].dtype, [&](auto type) {
-        using Update = CopiedWeightUpdate<typename decltype(type)::type>;
-        launch_update(LMO_KERNEL(update_kernel<Update>), stream_, Update{update}, op.x.size(),
-                      [&](size_t i) -> typename Update::Lists::Entry {
+        using Copy = typename decltype(type)::type;
+        using Update = CopiedWeightUpdate<Copy>;
+        launch_update(LMO_KERNEL(update_kernel<CopiedWeightUpdate<Copy>>), stream_, Update{update},
+                      op.x.size(), [&](size_t i) -> typename Update::Lists::Entry {
                           assert(op.copies[i].dtype == op.copies[0].dtype);
                           return {{op.weights[i].data, op.x[i].data, op.copies[i].data},
                                   op.x[i].count(),

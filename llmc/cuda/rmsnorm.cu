@@ -252,7 +252,7 @@ __global__ void __launch_bounds__(kPlainThreads) rmsnorm_backward_plain_kernel(B
 constexpr int kRanges = 32;
 
 __global__ void __launch_bounds__(32 * kRanges)
-    add_parts_kernel(const float* parts, int64_t count, int64_t columns, float* dgain) {
+    add_gain_parts_kernel(const float* parts, int64_t count, int64_t columns, float* dgain) {
     LMO_SHARED(float, sums, [kRanges][32]);
     const int64_t column = int64_t{blockIdx.x} * 32 + threadIdx.x % 32;
     const int range = threadIdx.x / 32;
@@ -379,9 +379,9 @@ void CudaBackend::rmsnorm_backward(const RmsNormBackward& op) {
                                 columns, range},
                  dim3(static_cast<uint32_t>(parts)), stream_);
     });
-    launch(LMO_KERNEL(add_parts_kernel), dim3(static_cast<uint32_t>(div_up<int64_t>(columns, 32))),
-           32 * kRanges, 0, stream_, op.workspace.as<float>(), parts, columns,
-           op.dgain.as<float>());
+    launch(LMO_KERNEL(add_gain_parts_kernel),
+           dim3(static_cast<uint32_t>(div_up<int64_t>(columns, 32))), 32 * kRanges, 0, stream_,
+           op.workspace.as<float>(), parts, columns, op.dgain.as<float>());
 }
 
 }  // namespace lmo::cuda

@@ -12,8 +12,16 @@ namespace lmo::cuda {
 
 namespace {
 
-// 0 where exp(-x) overflows, NaN for NaN. Within 1e-6 where it is not tiny.
-__device__ __forceinline__ float sigmoid(float x) { return __fdividef(1.0f, 1.0f + __expf(-x)); }
+// 0 where exp(-x) overflows, NaN for NaN. Exact functions for fp32; for bf16, whose rounding is
+// coarser by far, the fast ones.
+template <typename T>
+__device__ __forceinline__ float sigmoid(float x) {
+    if constexpr (std::is_same_v<T, float>) {
+        return 1.0f / (1.0f + expf(-x));
+    } else {
+        return __fdividef(1.0f, 1.0f + __expf(-x));
+    }
+}
 
 // `width` counts vectors of W in a row of out.
 template <typename T, int W>
@@ -27,7 +35,7 @@ __global__ void swiglu_forward_kernel(const T* gate_up, T* out, int64_t rows, in
 #pragma unroll
     for (int i = 0; i < W; ++i) {
         const float g = to_float(gate[i]);
-        result[i] = from_float<T>(g * sigmoid(g) * to_float(up[i]));
+        result[i] = from_float<T>(g * sigmoid<T>(g) * to_float(up[i]));
     }
     store(out + (at.row * width + at.column) * W, result);
 }
@@ -45,7 +53,7 @@ __global__ void swiglu_backward_kernel(const T* gate_up, const T* dout, T* dgate
 #pragma unroll
     for (int i = 0; i < W; ++i) {
         const float g = to_float(gate[i]), u = to_float(up[i]), d = to_float(gradient[i]);
-        const float s = sigmoid(g);
+        const float s = sigmoid<T>(g);
         dgate[i] = from_float<T>(d * u * s * (1.0f + g * (1.0f - s)));
         dup[i] = from_float<T>(d * g * s);
     }

@@ -51,18 +51,35 @@ __device__ __forceinline__ void load_tile(T* tile, const T* from, int stride, in
 #pragma unroll
     for (int i = 0; i < Rows / kRowsAtOnce; ++i) {
         const int row = threadIdx.x / kChunks + i * kRowsAtOnce;
-        cp_async_16(tile + tile_offset<Columns>(row, chunk), from + int64_t{row} * stride + 8 * chunk,
-                    row < rows ? bytes : 0);
+        cp_async_16(tile + tile_offset<Columns>(row, chunk),
+                    from + int64_t{row} * stride + 8 * chunk, row < rows ? bytes : 0);
     }
 }
 
+namespace detail {
+// The same row of a tile `chunks` (an even number) further: its place differs in these bits of the
+// address alone, because tiles are aligned to their rows. One instruction, where adding the
+// difference would cost a register for each chunk.
+template <typename T>
+__device__ __forceinline__ const T* toggle_chunk(const T* row, int chunks) {
+#ifdef LMO_EMULATE_CUDA
+    return reinterpret_cast<const T*>(reinterpret_cast<uintptr_t>(row) ^ (16 * chunks));
+#else
+    return static_cast<const T*>(
+        __cvta_shared_to_generic(__cvta_generic_to_shared(row) ^ (16 * chunks)));
+#endif
+}
+}  // namespace detail
+
 // The A fragment of rows first_row.. (16) and chunks first_chunk.. (2, that is 16 columns).
+// Here and below, first rows are multiples of 8 and first chunks even; tiles are aligned to 256
+// bytes.
 template <int Columns, typename T>
 __device__ __forceinline__ void load_a(uint32_t (&a)[4], const T* tile, int first_row,
                                        int first_chunk) {
     const int lane = threadIdx.x & 31;
-    ldmatrix_x4(
-        a, tile + (tile_offset<Columns>(first_row + (lane & 15), lane >> 4) ^ 8 * first_chunk));
+    const T* const row = tile + tile_offset<Columns>(lane & 15, lane >> 4);
+    ldmatrix_x4(a, detail::toggle_chunk(row, first_chunk) + first_row * Columns);
 }
 
 // B fragments {b[0], b[1]} and {b[2], b[3]} of result columns n.. and n + 8.. (8 each), from a tile
@@ -70,8 +87,8 @@ __device__ __forceinline__ void load_a(uint32_t (&a)[4], const T* tile, int firs
 template <int Columns, typename T>
 __device__ __forceinline__ void load_b_rows(uint32_t (&b)[4], const T* tile, int n, int k_chunk) {
     const int lane = threadIdx.x & 31;
-    ldmatrix_x4(b, tile + (tile_offset<Columns>(n + (lane & 7) + (lane >> 4) * 8, (lane >> 3 & 1)) ^
-                           8 * k_chunk));
+    const T* const row = tile + tile_offset<Columns>((lane & 7) + (lane >> 4) * 8, lane >> 3 & 1);
+    ldmatrix_x4(b, detail::toggle_chunk(row, k_chunk) + n * Columns);
 }
 
 // The same from a tile that holds B as it is: element (k, n) is tile[k][n].
@@ -79,8 +96,8 @@ template <int Columns, typename T>
 __device__ __forceinline__ void load_b_columns(uint32_t (&b)[4], const T* tile, int k,
                                                int n_chunk) {
     const int lane = threadIdx.x & 31;
-    ldmatrix_x4_transposed(b,
-                           tile + (tile_offset<Columns>(k + (lane & 15), lane >> 4) ^ 8 * n_chunk));
+    const T* const row = tile + tile_offset<Columns>(lane & 15, lane >> 4);
+    ldmatrix_x4_transposed(b, detail::toggle_chunk(row, n_chunk) + k * Columns);
 }
 
 // A fragment from two neighbouring D fragments, rounded.
