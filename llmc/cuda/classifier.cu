@@ -5,7 +5,7 @@
 //
 // One block has one row. It reads it once, with a running maximum and sum a thread that are put
 // together in a fixed order, and keeps it in shared memory for the gradient where it fits (bf16:
-// V <= 110000 on Hopper), else reads it again. Memory traffic per logit, bf16: 2 bytes read, 2
+// V <= 115000 on Hopper), else reads it again. Memory traffic per logit, bf16: 2 bytes read, 2
 // written (4 and 2 for longer rows; 2 and 0 without gradient). Accesses have 16 bytes for any V:
 // the few elements in front of the first multiple of 16 bytes of a row, and those behind the last,
 // are taken one by one. So the order of the sum depends on a row's place in memory too.

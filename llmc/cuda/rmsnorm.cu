@@ -151,6 +151,22 @@ struct Backward {
     int64_t rows, columns, rows_per_block;
 };
 
+template <int Threads, int N, int W, typename C, typename R>
+__device__ __forceinline__ void load_row(const Backward<C, R>& a, int64_t row, Vector<R, W> (&x)[N],
+                                         Vector<C, W> (&dout)[N], Vector<R, W> (&dx)[N]) {
+    const int vectors = static_cast<int>(a.columns / W);
+#pragma unroll
+    for (int k = 0; k < N; ++k) {
+        x[k] = dx[k] = {};
+        dout[k] = {};
+        const int v = k * Threads + static_cast<int>(threadIdx.x);
+        if (v >= vectors) continue;
+        x[k] = load<W>(a.x + row * a.columns + v * W);
+        dout[k] = load<W>(a.dout + row * a.columns + v * W);
+        dx[k] = load<W>(a.dx + row * a.columns + v * W);
+    }
+}
+
 constexpr int kBackwardValues = 8;  // of a row in one thread; few, so that many rows are under way
 
 // A row has all threads of a block.
@@ -173,16 +189,7 @@ __global__ void __launch_bounds__(Threads, 1024 / Threads)
     for (int64_t row = begin; row < end; ++row) {
         Vector<R, W> x[N], dx[N];
         Vector<C, W> dout[N];
-#pragma unroll
-        for (int k = 0; k < N; ++k) {
-            x[k] = dx[k] = {};
-            dout[k] = {};
-            const int v = k * Threads + static_cast<int>(threadIdx.x);
-            if (v >= vectors) continue;
-            x[k] = load<W>(a.x + row * a.columns + v * W);
-            dout[k] = load<W>(a.dout + row * a.columns + v * W);
-            dx[k] = load<W>(a.dx + row * a.columns + v * W);
-        }
+        load_row<Threads>(a, row, x, dout, dx);
         const float rstd = a.rstd[row];
         float along = 0;
 #pragma unroll
@@ -247,8 +254,7 @@ __global__ void __launch_bounds__(kPlainThreads) rmsnorm_backward_plain_kernel(B
     }
 }
 
-// dgain += the sum of the parts: 32 neighbouring blocks' ranges of parts side by side, then in
-// order.
+// dgain += the parts in order: a block adds 32 ranges of them side by side, then the ranges' sums.
 constexpr int kRanges = 32;
 
 __global__ void __launch_bounds__(32 * kRanges)
