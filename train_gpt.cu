@@ -59,7 +59,8 @@ CLI::App* add_train(CLI::App& app, TrainOptions& options) {
                      "run folder; or a checkpoint or run folder")
         ->capture_default_str();
     command->add_option("--device", options.device, "auto, cpu or cuda (default: run.device)");
-    command->add_option("--gpus", options.gpus, "Number of GPUs; this version has no CUDA backend");
+    command->add_option("--gpus", options.gpus,
+                        "Number of GPUs: 1, which is --device cuda (more are not there yet)");
     command->footer(
         "Example:\n  train_gpt train --config configs/run/quickstart.json "
         "--set optimizer.lr=0.01 --set run.name=second");
@@ -67,11 +68,11 @@ CLI::App* add_train(CLI::App& app, TrainOptions& options) {
 }
 
 ExitStatus run_train(TrainOptions& options) {
-    if (options.gpus > 0) {
-        throw UsageError(
-            "--gpus " + std::to_string(options.gpus) +
-            ": this build has no CUDA backend; leave the option out to train on the CPU");
+    if (options.gpus > 1) {
+        throw UsageError("--gpus " + std::to_string(options.gpus) +
+                         ": training on several GPUs is not part of this version; use --gpus 1");
     }
+    if (options.gpus == 1 && options.device.empty()) options.device = "cuda";
     if (!options.device.empty()) {
         options.config.overrides.push_back("run.device=\"" + options.device + "\"");
     }

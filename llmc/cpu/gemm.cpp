@@ -107,9 +107,7 @@ void Blas::gemm(const Product<float>& p) const {
 #endif
 }
 
-void Blas::gemm(const Product<double>& p) const {
-    empty(p) ? plain_gemm(p) : openblas_or_plain(p);
-}
+void Blas::gemm(const Product<double>& p) const { empty(p) ? plain_gemm(p) : openblas_or_plain(p); }
 
 template <typename T>
 void Blas::openblas_or_plain(const Product<T>& p) const {

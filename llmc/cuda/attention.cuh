@@ -122,7 +122,8 @@ __device__ __forceinline__ void add_product_transposed(float (&acc)[N / 8][4],
     }
 }
 
-// acc (16 x Size) += bf16(x) (16 x N) B, with B a tile of N rows and Size columns.
+// acc (16 x Size) += bf16(x) (16 x N) B, with B a tile of N rows and Size columns; and a second
+// product with the same B, which is read once.
 template <int Size, int N>
 __device__ __forceinline__ void add_product(float (&acc)[Size / 8][4], const float (&x)[N / 8][4],
                                             const bf16* tile) {
@@ -136,6 +137,26 @@ __device__ __forceinline__ void add_product(float (&acc)[Size / 8][4], const flo
             load_b_columns<Size>(b, tile, k * 16, 2 * n);
             mma_m16n8k16<bf16>(acc[2 * n], a, b[0], b[1]);
             mma_m16n8k16<bf16>(acc[2 * n + 1], a, b[2], b[3]);
+        }
+    }
+}
+template <int Size, int N>
+__device__ __forceinline__ void add_products(float (&acc)[Size / 8][4], const float (&x)[N / 8][4],
+                                             float (&acc2)[Size / 8][4],
+                                             const float (&x2)[N / 8][4], const bf16* tile) {
+#pragma unroll
+    for (int k = 0; k < N / 16; ++k) {
+        uint32_t a[4], a2[4];
+        to_a<bf16>(a, x[2 * k], x[2 * k + 1]);
+        to_a<bf16>(a2, x2[2 * k], x2[2 * k + 1]);
+#pragma unroll
+        for (int n = 0; n < Size / 16; ++n) {
+            uint32_t b[4];
+            load_b_columns<Size>(b, tile, k * 16, 2 * n);
+            mma_m16n8k16<bf16>(acc[2 * n], a, b[0], b[1]);
+            mma_m16n8k16<bf16>(acc[2 * n + 1], a, b[2], b[3]);
+            mma_m16n8k16<bf16>(acc2[2 * n], a2, b[0], b[1]);
+            mma_m16n8k16<bf16>(acc2[2 * n + 1], a2, b[2], b[3]);
         }
     }
 }

@@ -66,8 +66,8 @@ __device__ __forceinline__ float to_base2(float lse) {
 
 // ---- dQ -----------------------------------------------------------------------------------------
 
-// (lse, delta) of the block's rows: to shared memory, for this block, and to the workspace. Every
-// row is read by Size / 8 neighbouring lanes, 16 bytes each.
+// (lse in base 2, first value of delta) of the block's rows. Every row is read by Size / 8
+// neighbouring lanes, 16 bytes each.
 template <int Size, int Queries>
 __device__ __forceinline__ void prepare_rows(const BackwardArguments& p, const AttentionItem& item,
                                              int q0, const bf16* dout_tile, float* row_tile) {
@@ -76,7 +76,6 @@ __device__ __forceinline__ void prepare_rows(const BackwardArguments& p, const A
     const int chunk = threadIdx.x & (kChunks - 1);
     const bf16* const out = p.out + heads.output(item.batch, q0, item.head) + 8 * chunk;
     const float* const lse = p.lse + heads.row(item.batch, item.head) + q0;
-    float* const rows = p.rows + workspace_row(heads, item.batch, item.head) + 2 * q0;
 #pragma unroll
     for (int i = 0; i < Queries / kRowsAtOnce; ++i) {
         const int row = threadIdx.x / kChunks + i * kRowsAtOnce;
@@ -93,9 +92,8 @@ __device__ __forceinline__ void prepare_rows(const BackwardArguments& p, const A
             delta += __shfl_xor_sync(0xffffffffu, delta, step);
         }
         if (chunk == 0) {
-            const Vector<float, 2> pair{inside ? to_base2(lse[row]) : INFINITY, delta};
-            store_shared(row_tile + 2 * row, pair);
-            store(rows + 2 * row, pair);
+            const float base2 = inside ? to_base2(lse[row]) : INFINITY;
+            store_shared(row_tile + 2 * row, Vector<float, 2>{base2, delta});
         }
     }
 }
@@ -104,8 +102,8 @@ __device__ __forceinline__ void prepare_rows(const BackwardArguments& p, const A
 // registers where there is room.
 template <int Size>
 struct QueryTiles {
-    static constexpr int kQueries = 64, kKeys = Size == 64 ? 64 : 32, kBlocks = 3;
-    static constexpr bool kKeep = Size == 64;
+    static constexpr int kQueries = 64, kKeys = 32, kBlocks = Size == 64 ? 3 : 2;
+    static constexpr bool kKeepQ = Size == 64;
     static constexpr size_t kSharedBytes =  // Q, dO, two stages of K and V, rows
         sizeof(bf16) * Size * (2 * kQueries + 4 * kKeys) + 2 * sizeof(float) * kQueries;
 };
@@ -147,12 +145,14 @@ __global__ void __launch_bounds__(kThreads, QueryTiles<Size>::kBlocks)
     prepare_rows<Size, Queries>(p, item, q0, dout_tile, row_tile);
     __syncthreads();
     const float* const pair = row_tile + 2 * (warp_row + (lane >> 2));
-    WarpRows<Size, QueryTiles<Size>::kKeep> q, dout;
+    WarpRows<Size, QueryTiles<Size>::kKeepQ> q;
+    WarpRows<Size, false> dout;
     q.read(q_tile, warp_row);
     dout.read(dout_tile, warp_row);
 
-    float dq[Size / 8][4];
+    float dq[Size / 8][4], pk[Size / 8][4], excess[2] = {0.0f, 0.0f};
     set_zero(dq);
+    set_zero(pk);
     for (int j = 0; j < tiles; ++j) {
         cp_async_wait<0>();
         __syncthreads();  // tile j is there, and nobody reads tile j - 1 any more
@@ -177,13 +177,31 @@ __global__ void __launch_bounds__(kThreads, QueryTiles<Size>::kBlocks)
 #pragma unroll
         for (int n = 0; n < Keys / 8; ++n) {
 #pragma unroll
-            for (int e = 0; e < 4; ++e) ds[n][e] = s[n][e] * (ds[n][e] - delta[e / 2]);
+            for (int e = 0; e < 4; ++e) {
+                ds[n][e] = s[n][e] * (ds[n][e] - delta[e / 2]);
+                excess[e / 2] += ds[n][e];
+            }
         }
-        if (row == 0) ds[0][0] *= 0.0f;  // query 0 and its one key; still NaN where it was NaN
-        add_product<Size, Keys>(dq, ds, k_tile);
+        add_products<Size, Keys>(dq, ds, pk, s, k_tile);
     }
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+        excess[half] = quad_sum(excess[half]);
+        if ((lane & 3) == 0) {
+            store(p.rows + workspace_row(heads, item.batch, item.head) + 2 * (row + 8 * half),
+                  Vector<float, 2>{pair[16 * half], pair[16 * half + 1] + excess[half]});
+        }
+#pragma unroll
+        for (int n = 0; n < Size / 8; ++n) {
+#pragma unroll
+            for (int e = 2 * half; e < 2 * half + 2; ++e) {
+                dq[n][e] = fmaf(-excess[half], pk[n][e], dq[n][e]);
+            }
+        }
+    }
+    // Query 0 gets no gradient, exactly; it is still NaN where it was.
     store_rows<Size>(p.dqkv + heads.query(item.batch, first_row, item.head), heads.stride(),
-                     T - first_row, heads.size, dq, heads.scale, heads.scale,
+                     T - first_row, heads.size, dq, row == 0 ? 0.0f : heads.scale, heads.scale,
                      q_tile + warp_row * Size);
 }
 
@@ -280,7 +298,7 @@ __global__ void __launch_bounds__(kThreads, KeyValueTiles<Size>::kBlocks)
 #pragma unroll
             for (int e = 0; e < 4; ++e) ds[n][e] = s[n][e] * (ds[n][e] - pairs[e % 2 * 2 + 1]);
         }
-        if (key == 0 && now == 0 && (lane & 3) == 0) ds[0][0] *= 0.0f;  // as in dQ
+        if (key == 0 && now == 0 && (lane & 3) == 0) ds[0][0] *= 0.0f;  // query 0, as in dQ
         add_product<Size, Queries>(dk, ds, q_tile);
     }
     store_rows<Size>(p.dqkv + keys + int64_t{warp_row} * heads.stride(), heads.stride(),

@@ -3,10 +3,7 @@
 // The emulator has the same functions in dev/emulator/hopper.h. A file that includes this is
 // compiled with -gencode arch=compute_90a,code=sm_90a and nothing else.
 //
-// A tile is [rows, 64] 16-bit elements in shared memory, a row being 128 bytes, from an address
-// that is a multiple of 1024, with the 128-byte swizzle: the 16-byte piece p of row r lies where
-// piece p ^ (r % 8) would. TMA writes and reads tiles so, wgmma reads them so, and `swizzled` says
-// where an element lies for code that touches one itself. Wider matrices are several tiles.
+// Tiles in shared memory are those of tensor_map.cuh.
 //
 // wgmma computes D[64, N] += A[64, 16] B[16, N] for a warpgroup, four warps that start at a
 // multiple of four. Thread w * 32 + l of it holds, with g = l / 4 and t = l % 4, in float
@@ -17,87 +14,17 @@
 // the hardware from wgmma until wgmma_wait; wgmma_fence goes before the first wgmma that reads
 // registers written by other instructions.
 // Sources: PTX ISA 8.7, "mbarrier", "cp.async.bulk.tensor", "Asynchronous warpgroup level matrix
-// instructions", "Tensor map"; CUDA driver API, cuTensorMapEncodeTiled.
+// instructions".
 #pragma once
 
-#include <cuda.h>
-
 #include "llmc/cuda/ptx.cuh"
+#include "llmc/cuda/tensor_map.cuh"
 
 #ifdef LMO_EMULATE_CUDA
 #include "dev/emulator/hopper.h"
 #endif
 
 namespace lmo::cuda {
-
-// ---- tiles -------------------------------------------------------------------------------------
-
-constexpr int kTileColumns = 64;
-
-// Where element (row, column) of a tile lies, in elements.
-__host__ __device__ constexpr int swizzled(int row, int column) {
-    return row * kTileColumns + ((column / 8) ^ (row % 8)) * 8 + column % 8;
-}
-
-// What TMA needs to know of matrices in global memory: a kernel's parameter, declared
-// `const __grid_constant__ TensorMap`. Made on the host.
-using TensorMap = CUtensorMap;
-
-namespace detail {
-
-// sizes from the innermost dimension on, strides (in bytes) from the next one on.
-template <typename T>
-TensorMap encode_tensor_map(const T* data, int rank, const cuuint64_t* sizes,
-                            const cuuint64_t* strides, int box_rows) {
-    static_assert(std::is_same_v<T, bf16> || std::is_same_v<T, fp16>);
-    void* encode = nullptr;
-    cudaDriverEntryPointQueryResult found = cudaDriverEntryPointSymbolNotFound;
-    check(cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &encode, 12000,
-                                           cudaEnableDefault, &found),
-          "looking for cuTensorMapEncodeTiled");
-    if (found != cudaDriverEntryPointSuccess) {
-        throw Error("CUDA: the driver has no cuTensorMapEncodeTiled: it is older than 12.0");
-    }
-    const auto type = std::is_same_v<T, bf16> ? CU_TENSOR_MAP_DATA_TYPE_BFLOAT16
-                                              : CU_TENSOR_MAP_DATA_TYPE_FLOAT16;
-    const cuuint32_t box[3] = {kTileColumns, static_cast<cuuint32_t>(box_rows), 1};
-    const cuuint32_t steps[3] = {1, 1, 1};
-    TensorMap map;
-    const CUresult status = reinterpret_cast<decltype(&cuTensorMapEncodeTiled)>(encode)(
-        &map, type, rank, const_cast<T*>(data), sizes, strides, box, steps,
-        CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
-        CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
-    if (status != CUDA_SUCCESS) {
-        throw Error("CUDA: no tensor map for [" + std::to_string(sizes[1]) + ", " +
-                    std::to_string(sizes[0]) + "] with rows " + std::to_string(strides[0]) +
-                    " bytes apart and tiles of " + std::to_string(box_rows) + " rows: error " +
-                    std::to_string(status));
-    }
-    return map;
-}
-
-}  // namespace detail
-
-// A matrix [rows, columns], of which TMA moves tiles [box_rows, 64], box_rows at most 256. What a
-// tile has beyond the matrix reads as zero and is not written. data is a multiple of 16 bytes;
-// row_stride, in elements, one of 8. Throws Error where the driver refuses.
-template <typename T>
-TensorMap make_tensor_map(const T* data, int64_t rows, int64_t columns, int64_t row_stride,
-                          int box_rows) {
-    const cuuint64_t sizes[2] = {cuuint64_t(columns), cuuint64_t(rows)};
-    const cuuint64_t stride = cuuint64_t(row_stride) * sizeof(T);
-    return detail::encode_tensor_map(data, 2, sizes, &stride, box_rows);
-}
-
-// The same of `batch` matrices; tma_load and tma_store then want the matrix as third coordinate.
-template <typename T>
-TensorMap make_tensor_map(const T* data, int64_t batch, int64_t rows, int64_t columns,
-                          int64_t batch_stride, int64_t row_stride, int box_rows) {
-    const cuuint64_t sizes[3] = {cuuint64_t(columns), cuuint64_t(rows), cuuint64_t(batch)};
-    const cuuint64_t strides[2] = {cuuint64_t(row_stride) * sizeof(T),
-                                   cuuint64_t(batch_stride) * sizeof(T)};
-    return detail::encode_tensor_map(data, 3, sizes, strides, box_rows);
-}
 
 #ifdef LMO_EMULATE_CUDA
 
@@ -132,9 +59,9 @@ __device__ __forceinline__ uint32_t shared_address(const void* pointer) {
     return static_cast<uint32_t>(__cvta_generic_to_shared(pointer));
 }
 
-// ---- mbarrier: a barrier in shared memory for threads and for bytes
-// ------------------------------- A phase ends when `arrivals` threads have arrived and all bytes
-// that they announced have come; phases 0, 1, 2, ... have parity 0, 1, 0, ...
+// ---- mbarrier: a barrier in shared memory for threads and for bytes ----------------------------
+// A phase ends when `arrivals` threads have arrived and all bytes that they announced have come.
+// Phases 0, 1, 2, ... have parity 0, 1, 0, ...
 
 // By one thread; then fence_barrier_init, and __syncthreads before others use it.
 __device__ __forceinline__ void barrier_init(uint64_t* barrier, int arrivals) {
@@ -188,9 +115,8 @@ __device__ __forceinline__ void fence_async() {
     asm volatile("fence.proxy.async.shared::cta;\n" ::: "memory");
 }
 
-// ---- TMA: tiles between global and shared memory
-// -------------------------------------------------- Issued by one thread. (column, row) of the
-// tile's first element may be anywhere, also negative.
+// ---- TMA: tiles between global and shared memory -----------------------------------------------
+// Issued by one thread. (column, row) of the tile's first element may be anywhere, also negative.
 
 // Its 128 * box_rows bytes arrive at the barrier, zeros beyond the matrix included.
 __device__ __forceinline__ void tma_load(void* tile, const TensorMap* map, int column, int row,
@@ -250,15 +176,34 @@ __device__ __forceinline__ void wgmma_fence() {
     asm volatile("wgmma.fence.sync.aligned;\n" ::: "memory");
 }
 
+// Keeps the compiler from moving uses of accumulators across the instruction before or after.
+template <int Count>
+__device__ __forceinline__ void pin(float (&d)[Count]) {
+#pragma unroll
+    for (int i = 0; i < Count; ++i) asm volatile("" : "+f"(d[i])::"memory");
+}
+
+// After other instructions wrote to d.
+template <int Count>
+__device__ __forceinline__ void wgmma_fence(float (&d)[Count]) {
+    pin(d);
+    wgmma_fence();
+}
+
 // Closes a group of products.
 __device__ __forceinline__ void wgmma_commit() {
     asm volatile("wgmma.commit_group.sync.aligned;\n" ::: "memory");
 }
 
-// Waits until at most Pending groups are under way.
+// Waits until at most Pending groups are under way; with d, before other instructions read it.
 template <int Pending>
 __device__ __forceinline__ void wgmma_wait() {
     asm volatile("wgmma.wait_group.sync.aligned %0;\n" ::"n"(Pending) : "memory");
+}
+template <int Pending, int Count>
+__device__ __forceinline__ void wgmma_wait(float (&d)[Count]) {
+    wgmma_wait<Pending>();
+    pin(d);
 }
 
 namespace detail {
@@ -270,14 +215,13 @@ struct Wgmma;
 #define LMO_TEN(tens)                                                                     \
     "%" tens "0,%" tens "1,%" tens "2,%" tens "3,%" tens "4,%" tens "5,%" tens "6,%" tens \
     "7,%" tens "8,%" tens "9,"
-#define LMO_NAMES_64 LMO_TEN("") LMO_TEN("1") LMO_TEN("2") "%30,%31"
-#define LMO_NAMES_128 \
-    LMO_TEN("") LMO_TEN("1") LMO_TEN("2") LMO_TEN("3") LMO_TEN("4") LMO_TEN("5") "%60,%61,%62,%63"
-#define LMO_NAMES_256                                                                          \
-    LMO_TEN("")                                                                                \
-    LMO_TEN("1") LMO_TEN("2") LMO_TEN("3") LMO_TEN("4") LMO_TEN("5") LMO_TEN("6") LMO_TEN("7") \
-        LMO_TEN("8") LMO_TEN("9") LMO_TEN("10")                                                \
-            LMO_TEN("11") "%120,%121,%122,%123,%124,%125,%126,%127"
+#define LMO_FIRST_30 LMO_TEN("") LMO_TEN("1") LMO_TEN("2")
+#define LMO_FIRST_60 LMO_FIRST_30 LMO_TEN("3") LMO_TEN("4") LMO_TEN("5")
+#define LMO_FIRST_90 LMO_FIRST_60 LMO_TEN("6") LMO_TEN("7") LMO_TEN("8")
+#define LMO_FIRST_120 LMO_FIRST_90 LMO_TEN("9") LMO_TEN("10") LMO_TEN("11")
+#define LMO_NAMES_64 LMO_FIRST_30 "%30,%31"
+#define LMO_NAMES_128 LMO_FIRST_60 "%60,%61,%62,%63"
+#define LMO_NAMES_256 LMO_FIRST_120 "%120,%121,%122,%123,%124,%125,%126,%127"
 #define LMO_FLOATS_4(i) "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3])
 #define LMO_FLOATS_16(i) \
     LMO_FLOATS_4(i), LMO_FLOATS_4(i + 4), LMO_FLOATS_4(i + 8), LMO_FLOATS_4(i + 12)
@@ -321,6 +265,10 @@ LMO_WGMMA(256, fp16, "f16", "%128", "%129", "%130", "%131, %132");
 #undef LMO_NAMES_256
 #undef LMO_NAMES_128
 #undef LMO_NAMES_64
+#undef LMO_FIRST_120
+#undef LMO_FIRST_90
+#undef LMO_FIRST_60
+#undef LMO_FIRST_30
 #undef LMO_TEN
 
 }  // namespace detail
@@ -335,7 +283,8 @@ __device__ __forceinline__ void wgmma(float (&d)[N / 2], uint64_t a, uint64_t b,
 // ---- registers, matrices, barriers of some threads, overlap of kernels -------------------------
 
 // Sets the registers of each thread of this warpgroup: 24 to 256, a multiple of 8. The sum over the
-// block's warpgroups stays within the registers that it was launched with.
+// block's warpgroups stays within what it was launched with. Without __launch_bounds__(threads, 1)
+// the compiler ignores it.
 template <int Registers>
 __device__ __forceinline__ void increase_registers() {
     static_assert(Registers >= 24 && Registers <= 256 && Registers % 8 == 0);

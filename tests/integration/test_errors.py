@@ -41,8 +41,15 @@ class ErrorTest(CliTest):
 
     def test_devices(self):
         self.config()
-        self.expect(2, 'no CUDA backend', arguments=['--device', 'cuda'])
-        self.expect(2, 'no CUDA backend', arguments=['--gpus', '2'])
+        self.expect(2, 'several GPUs', arguments=['--gpus', '2'])
+        nowhere = {'CUDA_VISIBLE_DEVICES': ''}  # hides the GPUs of a machine that has some
+        for arguments in (['--device', 'cuda'], ['--gpus', '1']):
+            result = self.run_cli('train', '--config', 'config.json', *arguments, environment=nowhere)
+            if 'no CUDA backend' in result.err:
+                self.assertEqual(result.status, 2)
+            else:
+                self.assertEqual((result.status, 'no GPU' in result.err), (1, True), result.err)
+            self.assertEqual(result.err.count('train_gpt: '), 1, result.err)
         self.expect(2, 'tpu', 'auto', arguments=['--device', 'tpu'])
 
     # -- configuration -------------------------------------------------------------------------------

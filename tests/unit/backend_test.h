@@ -255,21 +255,23 @@ class BackendTest : public ::testing::TestWithParam<std::string> {
     std::vector<Guard> guards_;
 };
 
-// Tests in fp64 alone, such as finite differences, run on the oracle only; the other backends are
-// compared with it.
-inline std::vector<std::string> oracle_backends() {
+// Tests in fp64 alone, such as finite differences, run on the oracle only, which the other backends
+// are compared with; tests of what only GPUs have, on those.
+inline std::vector<std::string> test_backends_that(bool are_cpu) {
     std::vector<std::string> names = test_backends();
     names.erase(std::remove_if(names.begin(), names.end(),
-                               [](const std::string& name) { return name != "cpu"; }),
+                               [&](const std::string& name) { return (name == "cpu") != are_cpu; }),
                 names.end());
     return names;
 }
 
-#define LMO_ON_THE_ORACLE(Suite)                                 \
-    GTEST_ALLOW_UNINSTANTIATED_PARAMETERIZED_TEST(Suite);        \
-    INSTANTIATE_TEST_SUITE_P(                                    \
-        Oracle, Suite, ::testing::ValuesIn(oracle_backends()),   \
+#define LMO_ON_SOME_BACKENDS(Prefix, Suite, are_cpu)                     \
+    GTEST_ALLOW_UNINSTANTIATED_PARAMETERIZED_TEST(Suite);                \
+    INSTANTIATE_TEST_SUITE_P(                                            \
+        Prefix, Suite, ::testing::ValuesIn(test_backends_that(are_cpu)), \
         [](const ::testing::TestParamInfo<std::string>& info) { return info.param; })
+#define LMO_ON_THE_ORACLE(Suite) LMO_ON_SOME_BACKENDS(Oracle, Suite, true)
+#define LMO_ON_GPUS(Suite) LMO_ON_SOME_BACKENDS(Gpus, Suite, false)
 
 #define LMO_ON_ALL_BACKENDS(Suite)                             \
     INSTANTIATE_TEST_SUITE_P(                                  \
