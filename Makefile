@@ -118,8 +118,9 @@ check: deps-test
 
 # The emulated programs need the headers of a CUDA toolkit; the last one needs nvcc, and a GPU to run.
 tests: $(BUILD)/unit_tests $(if $(CUDA_HEADERS),$(addprefix $(BUILD)/emulated/plain/,cuda_tests emulator_tests train_gpt))
-long-tests: $(if $(CUDA_HEADERS),$(foreach v,race asan,$(addprefix $(BUILD)/emulated/$v/,cuda_tests emulator_tests))) \
-            $(if $(NVCC),$(BUILD)/cuda/cuda_tests $(CUDA_KERNELS:%.cu=$(BUILD)/cuda/%.ptx))
+long-tests: $(if $(CUDA_HEADERS),$(foreach v,race asan,$(addprefix $(BUILD)/emulated/$v/,cuda_tests emulator_tests)) \
+              $(addprefix $(BUILD)/emulated/,plain/conformance race/conformance)) \
+            $(if $(NVCC),$(addprefix $(BUILD)/cuda/,cuda_tests conformance) $(CUDA_KERNELS:%.cu=$(BUILD)/cuda/%.ptx))
 
 docs: $(BUILD)/config_reference
 	$(Q)$(BUILD)/config_reference > dev/docs/config.md
@@ -175,7 +176,7 @@ $(BUILD)/presets.cpp: $(PRESETS) Makefile
 # ---- the CUDA backend: by nvcc, and by g++ for the emulator ----------------------------------------
 # Architectures with machine code of their own; newer ones compile the PTX of compute_80 at start.
 GENCODE    ?= -gencode arch=compute_80,code=[sm_80,compute_80] -gencode arch=compute_90a,code=sm_90a
-NVCC_FLAGS := -std=c++20 -O3 -lineinfo -I. $(GENCODE) -Xptxas -v,--warn-on-spills \
+NVCC_FLAGS = -std=c++20 -O3 -lineinfo -I. $(GENCODE) -Xptxas -v,--warn-on-spills \
               -Xcompiler -Wall,-Wextra,-fopenmp
 CUDA_LIBS  := -L$(CUDA_HOME)/lib64 -Wl,-rpath,$(CUDA_HOME)/lib64 -lcublasLt -lcudart_static -ldl -lrt
 CUDA_TESTS   := $(filter-out %/test_backend_cpu.cpp,$(wildcard tests/unit/test_backend_*.cpp)) \
@@ -200,6 +201,13 @@ $(BUILD)/cuda/%.ptx: %.cu
 $(BUILD)/cuda/cuda_tests: $(CUDA_KERNELS:%.cu=$(BUILD)/cuda/%.o) $(CUDA_TEST_OBJECTS)
 	@echo 'link  $@'
 	$(Q)$(CXX) $(CXXFLAGS) $^ -lgtest -lgtest_main -pthread $(CUDA_LIBS) -o $@
+
+# Instructions beside the emulator's. Those of Hopper exist for sm_90a alone.
+CONFORMANCE := $(wildcard dev/conformance/*.cu)
+$(BUILD)/cuda/dev/conformance/hopper%.o: GENCODE := -gencode arch=compute_90a,code=sm_90a
+$(BUILD)/cuda/conformance: $(CONFORMANCE:%.cu=$(BUILD)/cuda/%.o) $(CORE_OBJECTS)
+	@echo 'link  $@'
+	$(Q)$(CXX) $(CXXFLAGS) $^ -pthread $(CUDA_LIBS) -o $@
 
 # The emulator's three builds: plain; with its checker of races, initialisation and bounds, which
 # g++'s calls for ThreadSanitizer feed (its library is not linked); with AddressSanitizer and UBSan.
@@ -239,7 +247,11 @@ $(BUILD)/emulated/$(1)/emulator_tests: $$(EMULATOR_TESTS:%.cu=$(BUILD)/emulated/
         $$(EMULATOR_CODE:%.cpp=$(BUILD)/emulated/$(1)/%.o)
 	@echo 'link  $$@'
 	$$(Q)$$(CXX) -rdynamic $$(EMULATE_LINK_$(1)) $$^ -lgtest -lgtest_main -pthread -ldl -o $$@
--include $$(patsubst %.cu,$(BUILD)/emulated/$(1)/%.d,$$(CUDA_KERNELS) $$(EMULATOR_TESTS)) \
+$(BUILD)/emulated/$(1)/conformance: $$(CONFORMANCE:%.cu=$(BUILD)/emulated/$(1)/%.o) $$(CORE_OBJECTS) \
+        $$(EMULATOR_CODE:%.cpp=$(BUILD)/emulated/$(1)/%.o)
+	@echo 'link  $$@'
+	$$(Q)$$(CXX) -rdynamic $$(EMULATE_LINK_$(1)) $$^ -pthread -ldl -fopenmp -o $$@
+-include $$(patsubst %.cu,$(BUILD)/emulated/$(1)/%.d,$$(CUDA_KERNELS) $$(EMULATOR_TESTS) $$(CONFORMANCE)) \
          $$(EMULATOR_CODE:%.cpp=$(BUILD)/emulated/$(1)/%.d)
 endef
 $(foreach variant,$(EMULATED),$(eval $(call emulated_rules,$(variant))))

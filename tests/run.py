@@ -141,6 +141,7 @@ def run_long(tally, build, only):
         for variant in ('race', 'asan'):
             for program in ('emulator_tests', 'cuda_tests'):
                 run_gtest(tally, build / 'emulated' / variant / program, only, ASAN, shards=2)
+        run_conformance(tally, build)
         for order in ('desc', '1', '2'):
             run_gtest(tally, build / 'emulated/plain/cuda_tests', only, {'LMO_EMULATOR_ORDER': order}, shards=2,
                       label=f', thread order {order}')
@@ -150,6 +151,22 @@ def run_long(tally, build, only):
     else:
         tally.skip('budgets of the kernels', 'no nvcc here')
     run_python(tally, 'tests/long', only)
+
+
+def run_conformance(tally, build):
+    """The emulator's instructions against their definition, and against the results of a GPU where some are kept."""
+    goldens = sorted((ROOT / 'dev/emulator/golden').glob('*.golden'))
+    for variant in ('plain', 'race'):
+        program = build / 'emulated' / variant / 'conformance'
+        heading(f'instructions of the emulator ({variant})')
+        with tempfile.TemporaryDirectory() as folder:
+            runs = [['--write', f'{folder}/results'], *(['--compare', str(golden)] for golden in goldens)]
+            for arguments in runs:
+                result = subprocess.run([program, *arguments], cwd=ROOT, capture_output=True, text=True)
+                if result.returncode == 0:
+                    tally.passed += 1
+                else:
+                    tally.fail(f'conformance {variant} {arguments[0]}', result.stdout + result.stderr)
 
 
 def has_cuda_headers(tally):

@@ -3,10 +3,6 @@
 #include "dev/emulator/memory.h"
 #include "dev/emulator/scheduler.h"
 
-#ifdef LMO_EMULATOR_ASAN
-#include <sanitizer/asan_interface.h>
-#endif
-
 namespace emulator {
 
 // Fails with the line of the caller: this is called right from a kernel's load or store.

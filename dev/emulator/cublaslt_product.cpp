@@ -15,8 +15,9 @@ namespace emulator {
 
 namespace {
 
-typedef float Lanes __attribute__((vector_size(64)));
-constexpr int kLanes = 16;
+// One register of AVX2. What is wider than a register, g++ keeps in memory.
+typedef float Lanes __attribute__((vector_size(32)));
+constexpr int kColumns = 16;  // two registers
 constexpr int kRows = 4;
 // Sums of so many terms are added to the total, which keeps rounding errors small.
 constexpr int64_t kDepth = 256;
@@ -86,37 +87,38 @@ void pack(const Matrix& m, int64_t batch, bool rows_are_outer, bool tf32, const 
     });
 }
 
-// sums[row][lane] += over k. Without fused multiply-add, so that all processors give equal bits.
+// sums[row][column] += over k. Without fused multiply-add, so that all processors give equal bits.
 __attribute__((target_clones("avx2", "default"))) void add_products(const float* a, const float* b,
                                                                     int64_t k, float* sums) {
-    Lanes s0{}, s1{}, s2{}, s3{};
-    for (int64_t i = 0; i < k; ++i, a += kRows, b += kLanes) {
-        Lanes row;
-        memcpy(&row, b, sizeof row);
-        s0 += a[0] * row;
-        s1 += a[1] * row;
-        s2 += a[2] * row;
-        s3 += a[3] * row;
+    Lanes left[kRows] = {}, right[kRows] = {};
+    for (int64_t i = 0; i < k; ++i, a += kRows, b += kColumns) {
+        Lanes b_left, b_right;
+        memcpy(&b_left, b, sizeof b_left);
+        memcpy(&b_right, b + kColumns / 2, sizeof b_right);
+#pragma GCC unroll 4
+        for (int row = 0; row < kRows; ++row) {
+            left[row] += a[row] * b_left;
+            right[row] += a[row] * b_right;
+        }
     }
-    const Lanes all[kRows] = {s0, s1, s2, s3};
     for (int row = 0; row < kRows; ++row) {
-        Lanes total;
-        memcpy(&total, sums + row * kLanes, sizeof total);
-        total += all[row];
-        memcpy(sums + row * kLanes, &total, sizeof total);
+        for (int i = 0; i < kColumns / 2; ++i) {
+            sums[row * kColumns + i] += left[row][i];
+            sums[row * kColumns + kColumns / 2 + i] += right[row][i];
+        }
     }
 }
 
 // One 4 x 16 piece of op(A) op(B), the parts of the sum in their order.
 void multiply_piece(const ProductOfMatrices& p, const float* a, const float* b, float* sums) {
-    std::fill_n(sums, kRows * kLanes, 0.0f);
+    std::fill_n(sums, kRows * kColumns, 0.0f);
     const int64_t part = (p.k + p.parts - 1) / p.parts;
     for (int i = 0; i < p.parts; ++i) {
         const int64_t first = (p.first_part + i) % p.parts * part;
         const int64_t last = std::min(p.k, first + part);
         for (int64_t k = first; k < last; k += kDepth) {
             const int64_t depth = std::min(kDepth, last - k);
-            add_products(a + k * kRows, b + k * kLanes, depth, sums);
+            add_products(a + k * kRows, b + k * kColumns, depth, sums);
         }
     }
 }
@@ -124,7 +126,7 @@ void multiply_piece(const ProductOfMatrices& p, const float* a, const float* b, 
 // Adds beta C and writes one piece of row-major D.
 void write_piece(const ProductOfMatrices& p, int64_t batch, int64_t row, int64_t column,
                  const float* sums) {
-    const int64_t columns = std::min<int64_t>(kLanes, p.d.columns - column);
+    const int64_t columns = std::min<int64_t>(kColumns, p.d.columns - column);
     for (int64_t r = 0; r < std::min<int64_t>(kRows, p.d.rows - row); ++r) {
         const char* c = nullptr;
         if (p.beta != 0.0f) {
@@ -132,7 +134,7 @@ void write_piece(const ProductOfMatrices& p, int64_t batch, int64_t row, int64_t
         }
         char* d = p.d.of_batch(batch) + (row + r) * p.d.pitch() + column * p.d.element_bytes();
         for (int64_t i = 0; i < columns; ++i) {
-            float x = p.alpha * sums[r * kLanes + i];
+            float x = p.alpha * sums[r * kColumns + i];
             if (c) x += p.beta * value(c + i * p.c.element_bytes(), p.c.type);
             set_value(d + i * p.d.element_bytes(), p.d.type, x);
         }
@@ -142,7 +144,7 @@ void write_piece(const ProductOfMatrices& p, int64_t batch, int64_t row, int64_t
 // Of row-major C and D.
 void multiply_one(const ProductOfMatrices& p, int64_t batch) {
     Panels<kRows> a(p.d.rows, p.k);
-    Panels<kLanes> b(p.d.columns, p.k);
+    Panels<kColumns> b(p.d.columns, p.k);
     pack(p.a, batch, !p.transpose_a, p.tf32, "cublasLtMatmul reading A", a);
     pack(p.b, batch, p.transpose_b, p.tf32, "cublasLtMatmul reading B", b);
     for (int64_t row = 0; row < p.d.rows; ++row) {
@@ -153,9 +155,9 @@ void multiply_one(const ProductOfMatrices& p, int64_t batch) {
         mark_written(p.d.of_batch(batch) + row * p.d.pitch(), p.d.line_bytes(),
                      "cublasLtMatmul writing D");
     }
-    for (int64_t column = 0; column < p.d.columns; column += kLanes) {
+    for (int64_t column = 0; column < p.d.columns; column += kColumns) {
         for (int64_t row = 0; row < p.d.rows; row += kRows) {
-            float sums[kRows * kLanes];
+            float sums[kRows * kColumns];
             multiply_piece(p, a.panel(row), b.panel(column), sums);
             write_piece(p, batch, row, column, sums);
         }

@@ -14,11 +14,12 @@
 
 namespace emulator {
 
+char* device_range = nullptr;
+
 namespace {
 
 constexpr size_t kPage = 4096;
 constexpr size_t kAlignment = 256;  // as cudaMalloc's
-constexpr size_t kHeapBytes = size_t{4} << 40;
 // Around a large allocation: a 32-bit index that wraps must not hit another one.
 constexpr size_t kLargeGap = size_t{32} << 30;
 // Written between the end of an allocation and the end of its 256 bytes.
@@ -30,8 +31,7 @@ struct Heap {
     std::map<uintptr_t, Allocation> allocations;  // by their start
     std::map<uintptr_t, size_t> pinned;
     size_t bytes_in_use = 0;
-    char* start = nullptr;
-    char* next = nullptr;
+    char* next = nullptr;  // in device_range
 
     // Of pages that were looked up lately.
     struct Recent {
@@ -53,14 +53,15 @@ void forget_recent() {
 // Addresses for an allocation; no memory is behind them yet.
 char* reserve(size_t bytes, bool large) {
     Heap& h = heap();
-    if (!h.start) {
-        void* memory = mmap(reinterpret_cast<void*>(0x200000000000), kHeapBytes, PROT_NONE,
+    if (!device_range) {
+        void* memory = mmap(reinterpret_cast<void*>(0x200000000000), kDeviceRangeBytes, PROT_NONE,
                             MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
         if (memory == MAP_FAILED) throw Error("emulator: no addresses for device memory");
-        h.start = h.next = static_cast<char*>(memory);
+        device_range = h.next = static_cast<char*>(memory);
     }
     const size_t gap = large ? kLargeGap : kPage;
-    if (static_cast<size_t>(h.start + kHeapBytes - h.next) < bytes + 2 * gap) return nullptr;
+    if (static_cast<size_t>(device_range + kDeviceRangeBytes - h.next) < bytes + 2 * gap)
+        return nullptr;
     char* pages = h.next + gap;
     h.next = pages + bytes + (large ? gap : 0);
     return pages;
@@ -89,19 +90,17 @@ bool place(Allocation& a, size_t bytes) {
     return true;
 }
 
-// Offset of the first byte past the end that was changed, or -1.
-int64_t changed_canary([[maybe_unused]] const Allocation& a) {
-    if (!a.pages) return -1;
+// What is wrong with the bytes past the end, or "". They are repaired, to be told once.
+std::string overrun_text(const Allocation& a) {
+    if (!a.pages) return "";
     const size_t padded = round_up(std::max<size_t>(a.bytes, 1), kAlignment);
     for (size_t i = a.bytes; i < padded; ++i) {
-        if (static_cast<unsigned char>(a.start[i]) != kCanary) return static_cast<int64_t>(i);
+        if (static_cast<unsigned char>(a.start[i]) == kCanary) continue;
+        memset(a.start + a.bytes, kCanary, padded - a.bytes);
+        return "emulator: a device allocation of " + std::to_string(a.bytes) +
+               " bytes was overrun by a write at offset " + std::to_string(i);
     }
-    return -1;
-}
-
-std::string overrun_text(const Allocation& a, int64_t offset) {
-    return "emulator: a device allocation of " + std::to_string(a.bytes) +
-           " bytes was overrun by a write at offset " + std::to_string(offset);
+    return "";
 }
 
 const Allocation& checked(const void* pointer, size_t bytes, const char* what) {
@@ -135,9 +134,7 @@ void free_device(void* pointer) {
         return;
     }
     Allocation& a = at->second;
-    if (const int64_t offset = changed_canary(a); offset >= 0) {
-        add_pending_error(overrun_text(a, offset).c_str());
-    }
+    if (const std::string text = overrun_text(a); !text.empty()) add_pending_error(text.c_str());
     if (a.pages) {
         madvise(a.pages, a.page_bytes, MADV_DONTNEED);
         mprotect(a.pages, a.page_bytes, PROT_NONE);
@@ -168,11 +165,6 @@ Allocation* find_allocation(const void* address) {
     return &a;
 }
 
-bool in_device_range(const void* address) {
-    const Heap& h = heap();
-    return h.start && address >= h.start && address < h.start + kHeapBytes;
-}
-
 bool is_live(const void* pointer, size_t bytes) {
     const Allocation* a = find_allocation(pointer);
     return a && static_cast<const char*>(pointer) + bytes <= a->start + a->bytes;
@@ -190,9 +182,7 @@ void mark_written(const void* pointer, size_t bytes, const char* what) {
 
 void check_canaries() {
     for (const auto& [start, a] : heap().allocations) {
-        if (const int64_t offset = changed_canary(a); offset >= 0) {
-            throw Error(overrun_text(a, offset));
-        }
+        if (const std::string text = overrun_text(a); !text.empty()) throw Error(text);
     }
 }
 

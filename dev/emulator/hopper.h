@@ -69,6 +69,11 @@ struct ProductInput {
 };
 void start_product(const ProductInput& input, Site site);
 void wgmma_fence(LMO_SITE);
+// Accumulators given to it belong to the compiler's order, not to the machine's.
+template <int Count>
+inline void wgmma_fence(float (&)[Count], LMO_SITE) {
+    wgmma_fence(site);
+}
 void wgmma_commit(LMO_SITE);
 void wait_for_products(int pending, Site site);
 void set_registers(const char* operation, int registers, Site site);
@@ -83,6 +88,10 @@ inline void wgmma(float (&d)[N / 2], uint64_t a, uint64_t b, bool add, LMO_SITE)
 }
 template <int Pending>
 inline void wgmma_wait(LMO_SITE) {
+    wait_for_products(Pending, site);
+}
+template <int Pending, int Count>
+inline void wgmma_wait(float (&)[Count], LMO_SITE) {
     wait_for_products(Pending, site);
 }
 

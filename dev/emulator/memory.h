@@ -28,9 +28,6 @@ Allocation* find_allocation(const void* address);
 // Throws Error where an allocation was written past its end.
 void check_canaries();
 
-// True for all addresses that device memory may ever have.
-bool in_device_range(const void* address);
-
 void add_pinned(void* pointer, size_t bytes);
 bool remove_pinned(void* pointer);
 bool is_pinned(const void* pointer, size_t bytes);
@@ -38,8 +35,18 @@ bool is_pinned(const void* pointer, size_t bytes);
 // Copies and fills that keep untouched pages untouched where they can.
 void fill_device(void* pointer, int value, size_t bytes);
 
+// The ranges of addresses that all shared and all device memory lies in (in the ASan build only
+// large allocations of the device do). Null before their first use. The race checker asks for every
+// access.
 constexpr size_t kSharedArenaBytes = 256 * 1024;
-char* shared_arena();
-bool in_arena(const void* pointer);
+constexpr size_t kDeviceRangeBytes = size_t{4} << 40;
+extern char* shared_arena;
+extern char* device_range;
+
+inline bool in_range(const void* pointer, const char* start, size_t bytes) {
+    return reinterpret_cast<uintptr_t>(pointer) - reinterpret_cast<uintptr_t>(start) < bytes;
+}
+inline bool in_arena(const void* p) { return in_range(p, shared_arena, kSharedArenaBytes); }
+inline bool in_device_range(const void* p) { return in_range(p, device_range, kDeviceRangeBytes); }
 
 }  // namespace emulator

@@ -209,7 +209,7 @@ void check(const Accessor& a) {
     if (a.shared) {
         if (!in_shared_memory(a.pointer, a.bytes)) report_bounds(a);
         cells = checker().shared_cells;
-        offset = static_cast<size_t>(a.pointer - shared_arena());
+        offset = static_cast<size_t>(a.pointer - shared_arena);
     } else {
         const Allocation* owner = find_allocation(a.pointer);
         if (!owner || a.pointer + a.bytes > owner->start + owner->bytes) report_bounds(a);
@@ -255,12 +255,12 @@ void check_access(Thread& thread, const void* pointer, size_t bytes, Access acce
 
 void begin_async_write(Thread& thread, void* pointer, size_t bytes, Site site) {
     check_access(thread, pointer, bytes, Access::write, site);
-    for_cells(checker().shared_cells, static_cast<char*>(pointer) - shared_arena(), bytes,
+    for_cells(checker().shared_cells, static_cast<char*>(pointer) - shared_arena, bytes,
               [&](Cell& cell, unsigned) { cell.write.pending = 1; });
 }
 
 void finish_async_write(Thread& thread, void* pointer, size_t bytes) {
-    for_cells(checker().shared_cells, static_cast<char*>(pointer) - shared_arena(), bytes,
+    for_cells(checker().shared_cells, static_cast<char*>(pointer) - shared_arena, bytes,
               [&](Cell& cell, unsigned) {
                   cell.write.pending = 0;
                   cell.write.epoch = block.epoch & 0xffffu;
@@ -269,7 +269,7 @@ void finish_async_write(Thread& thread, void* pointer, size_t bytes) {
 }
 
 void finish_async_write_for_all(void* pointer, size_t bytes) {
-    for_cells(checker().shared_cells, static_cast<char*>(pointer) - shared_arena(), bytes,
+    for_cells(checker().shared_cells, static_cast<char*>(pointer) - shared_arena, bytes,
               [&](Cell& cell, unsigned) {
                   cell.write.pending = 0;
                   cell.write.clock = 0;
@@ -277,7 +277,7 @@ void finish_async_write_for_all(void* pointer, size_t bytes) {
 }
 
 void mark_shared_initialised(void* pointer, size_t bytes) {
-    for_cells(checker().shared_cells, static_cast<char*>(pointer) - shared_arena(), bytes,
+    for_cells(checker().shared_cells, static_cast<char*>(pointer) - shared_arena, bytes,
               [&](Cell& cell, unsigned) {
                   cell = Cell{};
                   cell.write.run = block.run;

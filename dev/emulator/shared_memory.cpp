@@ -15,6 +15,8 @@
 
 namespace emulator {
 
+char* shared_arena = nullptr;
+
 namespace {
 
 constexpr size_t kPage = 4096;
@@ -33,8 +35,6 @@ struct Array {
 };
 
 struct SharedMemory {
-    char* arena = nullptr;
-    char* end = nullptr;
     char* dynamic = nullptr;
     size_t dynamic_bytes = 0;
     char* lowest = nullptr;  // of what is in use
@@ -54,13 +54,15 @@ void unpoison([[maybe_unused]] char* start, [[maybe_unused]] size_t bytes) {
 #endif
 }
 
+char* arena_end() { return shared_arena + kSharedArenaBytes; }
+
 void make_arena() {
     void* memory = mmap(nullptr, kSharedArenaBytes + 4 * kPage, PROT_NONE,
                         MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (memory == MAP_FAILED) throw Error("emulator: no memory for shared memory");
-    shared.arena = static_cast<char*>(memory) + 2 * kPage;
-    shared.end = shared.lowest = shared.arena + kSharedArenaBytes;
-    mprotect(shared.arena, kSharedArenaBytes, PROT_READ | PROT_WRITE);
+    shared_arena = static_cast<char*>(memory) + 2 * kPage;
+    shared.lowest = arena_end();
+    mprotect(shared_arena, kSharedArenaBytes, PROT_READ | PROT_WRITE);
 }
 
 void check_total(const char* name) {
@@ -89,20 +91,17 @@ bool inside(const char* pointer, size_t bytes, const char* start, size_t size) {
 
 }  // namespace
 
-char* shared_arena() { return shared.arena; }
-bool in_arena(const void* pointer) { return pointer >= shared.arena && pointer < shared.end; }
-
 void start_shared_memory(size_t dynamic_bytes) {
     SharedMemory& s = shared;
-    if (!s.arena) make_arena();
+    if (!shared_arena) make_arena();
     const size_t padded =
         (dynamic_bytes + kDynamicAlignment - 1) / kDynamicAlignment * kDynamicAlignment;
-    s.dynamic = s.end - padded;
+    s.dynamic = arena_end() - padded;
     s.dynamic_bytes = dynamic_bytes;
     char* from = std::min(s.lowest, s.dynamic);
-    unpoison(from, s.end - from);
-    memset(from, 0xFF, s.end - from);
-    poison(s.arena, kSharedArenaBytes);
+    unpoison(from, arena_end() - from);
+    memset(from, 0xFF, arena_end() - from);
+    poison(shared_arena, kSharedArenaBytes);
     unpoison(s.dynamic, dynamic_bytes);
     s.lowest = s.dynamic;
     s.count = 0;
@@ -112,7 +111,7 @@ void start_shared_memory(size_t dynamic_bytes) {
 void end_shared_memory() {
 #ifndef LMO_EMULATOR_ASAN  // which has found it already
     const SharedMemory& s = shared;
-    check_red_zone(s.dynamic + s.dynamic_bytes, s.end, "the dynamic part");
+    check_red_zone(s.dynamic + s.dynamic_bytes, arena_end(), "the dynamic part");
     for (int i = 0; i < s.count; ++i) {
         const Array& a = s.arrays[i];
         check_red_zone(a.start + a.bytes, i ? s.arrays[i - 1].start : s.dynamic, a.name);
@@ -154,12 +153,12 @@ bool in_shared_memory(const void* pointer, size_t bytes) {
 
 uint32_t shared_address(const void* pointer) {
     const char* p = static_cast<const char*>(pointer);
-    if (p < shared.arena || p > shared.end) fail("%p is no address in shared memory", pointer);
-    return static_cast<uint32_t>(p - shared.arena);
+    if (p < shared_arena || p > arena_end()) fail("%p is no address in shared memory", pointer);
+    return static_cast<uint32_t>(p - shared_arena);
 }
 void* shared_pointer(uint32_t address) {
     if (address > kSharedArenaBytes) fail("%#x is no address in shared memory", address);
-    return shared.arena + address;
+    return shared_arena + address;
 }
 
 }  // namespace emulator

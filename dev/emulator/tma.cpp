@@ -223,7 +223,7 @@ CUresult encode_tiled(CUtensorMap* map, CUtensorMapDataType type, cuuint32_t ran
         if (steps[i] != 1) return CUDA_ERROR_NOT_SUPPORTED;
     }
     for (cuuint32_t i = 0; i + 1 < rank; ++i) {
-        const uint64_t least = i == 0 ? sizes[0] * 2 : sizes[i] * strides[i - 1];
+        const uint64_t least = i == 0 ? sizes[0] * 2 : sizes[i];
         if (strides[i] % 16 || strides[i] >= uint64_t{1} << 40 || strides[i] < least) {
             return CUDA_ERROR_INVALID_VALUE;
         }

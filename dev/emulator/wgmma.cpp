@@ -21,8 +21,9 @@ constexpr int kRows = 64, kDepth = 16, kMaxColumns = 256;
 // Registers of a multiprocessor for each thread of a warpgroup.
 constexpr int kRegisters = 65536 / kThreads;
 
-typedef float Lanes __attribute__((vector_size(64)));
-constexpr int kLanes = 16;
+// One register of AVX2. What is wider than a register, g++ keeps in memory.
+typedef float Lanes __attribute__((vector_size(32)));
+constexpr int kLanes = 8;
 
 // ---- operands ----------------------------------------------------------------------------------
 

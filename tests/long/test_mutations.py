@@ -1,0 +1,297 @@
+"""Would the tests notice if a kernel were wrong? Bugs are put into the real kernels, one at a time, and the tests under
+the emulator's race build have to fail.
+
+All mutants of all kernels are compiled into one program: where the source says `old`, the mutated copy says `old` or
+`new`, by the number in the environment (LMO_MUTANT). Every barrier is left out in turn and every wait for asynchronous
+copies waits for one group less, without being listed; the rest is in MUTANTS. With number 0 the tests have to pass.
+LMO_SHOW_MUTANTS=1 prints what was found for each; LMO_MUTATE=PATTERN takes only files whose name the pattern matches.
+"""
+import concurrent.futures
+import functools
+import os
+import pathlib
+import re
+import shlex
+import subprocess
+import tempfile
+import unittest
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
+BUILD = pathlib.Path(os.environ.get('LMO_BUILD', ROOT / 'build'))
+KERNELS = ROOT / 'llmc' / 'cuda'
+CORES = os.cpu_count() or 2
+SECONDS = 240  # of one run; a mutant that hangs counts as noticed
+
+# The tests of each file, as patterns of GoogleTest. Those of headers are tests of kernels that include them.
+TESTS = {
+    'attention.cu': '*/AttentionTest.*',
+    'attention.cuh': '*/AttentionTest.*',
+    'attention_backward.cu': '*/AttentionTest.*',
+    'attention_general.cu': '*/AttentionTest.*',
+    'attention_general.cuh': '*/AttentionTest.*',
+    'attention_general_backward.cu': '*/AttentionTest.*',
+    'cast.cu': '*/ReductionsTest.Copy*',
+    'classifier.cu': '*/ClassifierTest.*',
+    'common.cuh': '*/ReductionsTest.*:*/ClassifierTest.*:*/SwigluTest.*',
+    'embedding.cu': '*/EmbeddingBackwardTest.*:*/ModelOpsTest.Embedding*',
+    'gemm.cu': '*/GemmTest.*',
+    'newton_schulz.cu': '*/NewtonSchulzTest.*',
+    'optimizer.cu': '*/OptimizerOpsTest.*:*/OptimizerListTest.*',
+    'reductions.cu': '*/ReductionsTest.*',
+    'rmsnorm.cu': '*/RmsNormTest.*',
+    'rope.cu': '*/RopeTest.*',
+    'swiglu.cu': '*/SwigluTest.*',
+    'tensor_table.cuh': '*/OptimizerOpsTest.*:*/OptimizerListTest.*',
+    'tile.cuh': '*/AttentionTest.*',
+}
+
+# (file, what is wrong, where): the text between the first and the second @ becomes that between the second and the
+# third, the rest says where; it occurs once in the file, white space aside. A text that ends in ; or } is a statement,
+# any other one an expression.
+MUTANTS = [
+    ('attention.cu', 'diagonal tiles are not masked', 'if (@j * kKeys + kKeys - 1@j * kKeys@ > first_row) mask_future'),
+    ('attention.cu', 'keys and values always in the first stage', 'bf16* const stage = stages + (@j & 1@0@)'),
+    ('attention.cu', 'lse of rows past the end', 'if (@row + 8@row@ < T) lse'),
+    ('attention.cu', 'old sum not rescaled', 'fmaf(sum[half], @rescale@1.0f@, more)'),
+    ('attention.cu', 'old output not rescaled', 'acc[n][2 * half + 1] *= @rescale@1.0f@;'),
+    ('attention.cu', 'copies committed too early', '@if (j + 1 < tiles) load_keys(j + 1); cp_async_commit();@'
+     'cp_async_commit(); if (j + 1 < tiles) load_keys(j + 1);@ if (j == 0)'),
+    ('attention.cu', 'queries past the end are loaded', 'heads.stride(), @T - q0@kQueries@, heads.size); load_keys(0)'),
+    ('attention.cuh', 'causal mask off by one', 'if (key + 8 * n + e % 2 > row + @e / 2 * 8@e / 2 * 8 + 1@)'),
+    ('attention.cuh', 'mask of the backward pass off by one', 'if (query + 8 * n + e % 2 < row + @e / 2 * 8@e / 2 * 8 - 1@)'),
+    ('attention.cuh', 'maximum of half a quad', 'fmaxf(x, __shfl_xor_sync(0xffffffffu, x, @2@1@))'),
+    ('attention.cuh', 'sum of half a quad', 'x + __shfl_xor_sync(0xffffffffu, x, @2@1@)'),
+    ('attention.cuh', 'rows stored past the end', 'if (@row < rows@true@ && 8 * chunk < columns)'),
+    ('attention.cuh', 'values of the first keys only', 'load_b_columns<Size>(b, tile, @k * 16@k * 16 % 16@, 2 * n)'),
+    ('attention_backward.cu', 'half of the sum for delta', 'for (int step = @kChunks / 2@kChunks / 4@; step > 0'),
+    ('attention_backward.cu', 'query 0 keeps a gradient', '@if (row == 0) ds[0][0] *= 0.0f;@@'),
+    ('attention_backward.cu', 'key 0 gets a gradient of query 0', '@if (key == 0 && now == 0 && (lane & 3) == 0) ds[0][0] *= 0.0f;@@'),
+    ('attention_backward.cu', 'queries always in one stage', '@stage ^= 1;@@'),
+    ('attention_backward.cu', 'queries past the end count', 'to_base2(lse[row]) : @INFINITY@-1.0f@'),
+    ('attention_backward.cu', 'keys of the diagonal are not masked', 'if (@now < first_key + 15@now < first_key@) mask_past'),
+    ('attention_backward.cu', 'first queries of the next head left out', '@q0 = first_q0;@q0 = first_q0 + Queries;@ ++head;'),
+    ('attention_general.cu', 'causal mask off by one', 's[i][j] = @k0 + x + 16 * j <= row + i@k0 + x + 16 * j < row + i@ ? s[i][j] * heads.scale'),
+    ('attention_general.cu', 'rows past the end are loaded', 'if (@row < from.rows@true@ && left > 0)'),
+    ('attention_general.cu', 'rows past the end are stored', 'if (@row0 + i >= to.rows@false@ || column >= to.columns) continue;'),
+    ('attention_general.cu', 'columns past the end are stored', 'if (@column + c < to.columns@true@) at[c] = values[c];'),
+    ('attention_general.cu', 'sum of half a row', 'for (int step = @8@4@; step > 0; step /= 2) value +='),
+    ('cast.cu', 'values one percent off', 'to = from_float<To>(@single@1.01f * single@)'),
+    ('classifier.cu', 'running sum not rescaled', 'softmax.total * @exponential<T>(softmax.top - top)@1.0f@'),
+    ('classifier.cu', 'vectors past the row are loaded', 'if (@v < cut.vectors@true@) batch[i] = load_streaming'),
+    ('classifier.cu', 'one element past the row', '@tail + thread < columns@tail + thread <= columns@'),
+    ('classifier.cu', 'another thread writes the target', '@vector % Threads == threadIdx.x@threadIdx.x == 5@'),
+    ('classifier.cu', 'scratch used twice without a barrier', 'exponential<T>(own.top - top), @totals@tops@)'),
+    ('classifier.cu', 'ignored rows keep their logits', '@clear_row<T, Threads>(row, cut);@@'),
+    ('common.cuh', 'half of the warps summed', 'warp < @Threads / 32@Threads / 64@; ++warp) sum +='),
+    ('common.cuh', 'half of the warps looked at', 'warp < @Threads / 32@Threads / 64@; ++warp) top ='),
+    ('common.cuh', 'block columns overlap', 'int64_t{blockIdx.x % across} * @blockDim.x@(blockDim.x - (blockDim.x > 1))@'),
+    ('embedding.cu', 'counters not zeroed', '@sums[threadIdx.x] = 0;@@'),
+    ('embedding.cu', 'counted without atomics', '@atomicAdd(&sums[digit_of(entries[i], shift)], 1);@++sums[digit_of(entries[i], shift)];@'),
+    ('embedding.cu', 'counts of the warps not zeroed', '@places[w][threadIdx.x] = 0;@@'),
+    ('embedding.cu', 'entries past the end are read', 'return @i < count@true@ && entries[i] >> 32'),
+    ('embedding.cu', 'both tiles of a long run in one place', '@turn = 1 - turn;@@'),
+    ('embedding.cu', 'prefix sum one step short', 'for (int step = 1; step < @32@16@; step *= 2)'),
+    ('embedding.cu', 'rows of equal ids out of order', 'rank[round] = earlier + __popc(peers & @((1u << lane) - 1)@~((2u << lane) - 1)@)'),
+    ('embedding.cu', 'columns past the end', 'bool inside() const { return @column < columns@true@; }'),
+    ('gemm.cu', 'diagonal read that nobody has written', 'if (i < m && @j < i@j <= i@) c[j * m + i]'),
+    ('gemm.cu', 'rows past the end are read', 'if (@i < m@true@ && j < i) tile[y][x]'),
+    ('newton_schulz.cu', 'rows past the end', '@if (i >= sides.padded_rows) return;@@'),
+    ('newton_schulz.cu', 'padding not zeroed', 'values[k] = @j + k < sides.columns@true@ ? from[k]'),
+    ('newton_schulz.cu', 'padding written back', 'if (@j + k < sides.columns@true@) to[k] = values[k];'),
+    ('optimizer.cu', 'decay without the rate', 'return {static_cast<float>(@lr * s.decay@s.decay@)'),
+    ('optimizer.cu', 'second moment from the new gradient alone', 'v = fmaf(c.beta2, @v@0.0f@, c.rest2'),
+    ('reductions.cu', 'a chunk past the end', '@rest < kSquaresChunk@false@ ? rest : kSquaresChunk, plus_square'),
+    ('reductions.cu', 'one element past the end', 'if (@threadIdx.x < count - whole@threadIdx.x <= count - whole@)'),
+    ('reductions.cu', 'parts of the next tensor too', '@table.first_block[index + 1]@table.blocks@ : table.blocks'),
+    ('rmsnorm.cu', 'rows past the end', '@if (row >= a.rows) return;@@'),
+    ('rmsnorm.cu', 'vectors past the row are loaded', 'if (@v < vectors@true@) sum[k] = load<W>'),
+    ('rmsnorm.cu', 'scratch reused without a barrier', 'block_sum<Threads>(along, scratch[@row % 2@0@])'),
+    ('rmsnorm.cu', 'scratch reused without a barrier, plain kernel', 'block_sum<kPlainThreads>(along, scratch[@row % 2@0@])'),
+    ('rmsnorm.cu', 'parts not set by the first row', 'part[i] = @row == begin@false@ ? product'),
+    ('rmsnorm.cu', 'parts past the end', 'end = @begin + length < count@true@ ? begin + length : count; float sum'),
+    ('rmsnorm.cu', 'mean square a little too large', 'squares += @to_float(sum[k][i]) * to_float(sum[k][i])@1.001f * to_float(sum[k][i]) * to_float(sum[k][i])@'),
+    ('rope.cu', 'positions not counted anew in each sequence', 'int64_t{@row % positions@row@}'),
+    ('rope.cu', 'rows past the end', 'if (@at.row >= rows@false@ || at.column'),
+    ('rope.cu', 'the inverse turns forwards', 'sine = @direction@1.0f@ * turns'),
+    ('swiglu.cu', 'columns past the end', 'if (at.row >= rows || @at.column >= width@false@) return; const T* from'),
+    ('swiglu.cu', 'wrong half of the gradient', 'store(dgate_up + place + @width * W@0@, dup)'),
+    ('tensor_table.cuh', 'last block past the end', '@rest < kUpdateChunk@false@ ? rest'),
+    ('tensor_table.cuh', 'misaligned vectors', '@Lists::template Values<N>::aligned(data)@true@ ? count / N * N'),
+    ('tensor_table.cuh', 'elements updated twice', 'update_range<1, Op>(coefficients, data, @together@0@, count)'),
+    ('tensor_table.cuh', 'wrong tensor', '@first_block[middle] <= block@first_block[middle] < block@ ? low'),
+    ('tile.cuh', 'rows past the end are read', '@row < rows@true@ ? bytes : 0'),
+    ('tile.cuh', 'chunks permuted differently', '(lane & 7) + (lane >> 4) * 8, @lane >> 3 & 1@lane >> 4@)'),
+]
+
+SYNCHRONISATION = re.compile(r'^ *(__sync(?:threads|warp)\(\);|cp_async_wait<(\d+)>\(\);)', re.MULTILINE)
+
+
+def pattern_of(text):
+    """The text as a regular expression that takes any white space for white space."""
+    return r'\s+'.join(re.escape(word) for word in text.split())
+
+
+class Mutant:
+    def __init__(self, file, what, span, new):
+        self.file, self.what, self.span, self.new = file, what, span, new
+        self.number = 0
+
+
+def listed_mutant(file, what, where, source):
+    """Finds the text of an entry of MUTANTS."""
+    before, old, new, after = where.split('@')
+    parts = [pattern_of(before), f'(?P<old>{pattern_of(old)})', pattern_of(after)]
+    matches = list(re.finditer(r'\s*'.join(part for part in parts if part), source))
+    if len(matches) != 1:
+        raise ValueError(f'{file}: {what}: the text is there {len(matches)} times, not once: {before}{old}{after}')
+    return Mutant(file, what, matches[0].span('old'), new)
+
+
+def mutants_of(file, source, stale):
+    """All mutants of a file, in order of their places; entries whose text is not in it go to `stale`."""
+    found = []
+    for entry in MUTANTS:
+        if entry[0] == file:
+            try:
+                found.append(listed_mutant(*entry, source))
+            except ValueError as error:
+                stale.append(str(error))
+    for match in SYNCHRONISATION.finditer(source):
+        line = source.count('\n', 0, match.start()) + 1
+        new = f'cp_async_wait<{int(match.group(2)) + 1}>();' if match.group(2) else ''
+        what = f'line {line}, ' + (f'{match.group(1)[:-3]} waits for one group less' if new else f'without {match.group(1)[:-1]}')
+        found.append(Mutant(file, what, match.span(1), new))
+    return sorted(found, key=lambda mutant: mutant.span)
+
+
+def with_mutants(source, mutants):
+    """The source in which LMO_MUTANT chooses; several mutants may have the same place, but not overlap else."""
+    places = {}
+    for mutant in mutants:
+        places.setdefault(mutant.span, []).append(mutant)
+    text, end = [], 0
+    for (first, last), here in sorted(places.items()):
+        if first < end:
+            raise ValueError(f'{here[0].file}: {here[0].what}: overlaps with another mutant')
+        old = source[first:last]
+        text += [source[end:first], statement(old, here) if old[-1] in ';}' else expression(old, here)]
+        end = last
+    return ''.join(text) + source[end:]
+
+
+def statement(old, mutants):
+    return ''.join(f'if (lmo_mutant == {m.number}) {{ {m.new} }} else ' for m in mutants) + f'{{ {old} }}'
+
+
+def expression(old, mutants):
+    return '(' + ''.join(f'lmo_mutant == {m.number} ? ({m.new}) : ' for m in mutants) + f'({old}))'
+
+
+SWITCH = '''#pragma once
+#include <cstdlib>
+inline const int lmo_mutant = getenv("LMO_MUTANT") ? atoi(getenv("LMO_MUTANT")) : 0;
+'''
+
+
+class Program:
+    """cuda_tests of the race build with all mutants in it."""
+
+    def __init__(self, folder):
+        self.folder = pathlib.Path(folder)
+        self.binary = self.folder / 'cuda_tests'
+        self.mutants, self.stale = [], []
+        copies = self.folder / 'llmc' / 'cuda'
+        copies.mkdir(parents=True)
+        for path in sorted([*KERNELS.glob('*.cu'), *KERNELS.glob('*.cuh')]):
+            source = path.read_text()
+            mutants = mutants_of(path.name, source, self.stale)
+            for mutant in mutants:
+                self.mutants.append(mutant)
+                mutant.number = len(self.mutants)
+            text = with_mutants(source, mutants)
+            if path.name == 'common.cuh':
+                text = text.replace('#pragma once\n', SWITCH, 1)
+            (copies / path.name).write_text(text)
+        self.build(copies)
+
+    def build(self, copies):
+        """The Makefile's own commands, with the copies in place of the sources."""
+        target = f'{BUILD}/emulated/race/cuda_tests'
+        commands = run(['make', '--no-print-directory', '-n', '-B', f'BUILD={BUILD}', target]).stdout.replace('\\\n', ' ')
+        commands = [shlex.split(line) for line in commands.split('\n') if line.startswith(('g++', 'c++', 'clang++', os.environ.get('CXX', 'g++')))]
+        link = next(command for command in commands if command[-1] == target)
+        compilations = []
+        for command in commands:
+            if '-c' not in command or not (source := command[command.index('-c') + 1]).endswith('.cu'):
+                continue
+            made = command[command.index('-o') + 1]
+            mine = self.folder / (pathlib.Path(source).stem + '.o')
+            link[link.index(made)] = str(mine)
+            options = [word for word in command if word not in ('-MMD', '-MP', '-g', '-Wall', '-Wextra', source, made, '-c', '-o')]
+            compilations.append(options[:1] + ['-w', '-I', str(self.folder)] + options[1:]
+                                + ['-c', str(copies / pathlib.Path(source).name), '-o', str(mine)])
+        link[link.index(target)] = str(self.binary)
+        with concurrent.futures.ThreadPoolExecutor(CORES) as pool:
+            list(pool.map(run, compilations))
+        run(link)
+
+    def finding(self, number, tests):
+        """What the tests say with this mutant; empty if they pass."""
+        command = [str(self.binary), '--gtest_brief=1', '--gtest_fail_fast', f'--gtest_filter={tests}']
+        environment = {**os.environ, 'LMO_MUTANT': str(number), 'LMO_EMULATOR_LOG': ''}
+        try:
+            result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, errors='replace',
+                                    timeout=SECONDS)
+        except subprocess.TimeoutExpired:
+            return f'no end after {SECONDS} s'
+        if result.returncode == 0:
+            return ''
+        lines = (result.stdout + result.stderr).split('\n')
+        telling = [line for line in lines if 'emulator: ' in line] or [line for line in lines if 'Failure' in line]
+        return telling[0].strip() if telling else f'status {result.returncode}: {result.stderr.strip()[-300:]}'
+
+
+def run(command):
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    if result.returncode != 0:
+        raise RuntimeError(f'{shlex.join(command)}\n{result.stdout}{result.stderr}'[-4000:])
+    return result
+
+
+@functools.cache
+def program():
+    """Built when the first test asks for it, removed when the process ends."""
+    program.folder = tempfile.TemporaryDirectory()
+    return Program(program.folder.name)
+
+
+@unittest.skipUnless((BUILD / 'emulated' / 'race' / 'cuda_tests').exists(), 'the emulator\'s race build was not made')
+class MutationTest(unittest.TestCase):
+    def test_without_mutant(self):
+        # Else every mutant would count as noticed.
+        tests, mutated = sorted(set(TESTS.values())), program()
+        with concurrent.futures.ThreadPoolExecutor(CORES) as pool:
+            for pattern, found in zip(tests, pool.map(lambda pattern: mutated.finding(0, pattern), tests)):
+                with self.subTest(pattern):
+                    self.assertEqual(found, '')
+
+    def test_all_mutants_are_noticed(self):
+        mutated = program()
+        mutants = [m for m in mutated.mutants if re.search(os.environ.get('LMO_MUTATE', ''), m.file)]
+        with concurrent.futures.ThreadPoolExecutor(CORES) as pool:
+            findings = list(pool.map(lambda m: mutated.finding(m.number, TESTS[m.file]), mutants))
+        for mutant, found in zip(mutants, findings):
+            if os.environ.get('LMO_SHOW_MUTANTS'):
+                print(f'{mutant.file}: {mutant.what}: {found or "SURVIVED"}', flush=True)
+            with self.subTest(file=mutant.file, what=mutant.what):
+                self.assertTrue(found, 'survived: no test noticed it')
+
+    def test_the_list_is_true(self):
+        files = {path.name for path in [*KERNELS.glob('*.cu'), *KERNELS.glob('*.cuh')]}
+        self.assertEqual({entry[0] for entry in MUTANTS} | {mutant.file for mutant in program().mutants}, set(TESTS))
+        self.assertLessEqual(set(TESTS), files)
+        self.assertEqual(program().stale, [])
+
+    def test_all_files_have_mutants(self):
+        files = {path.name for path in KERNELS.glob('*.cu')}
+        self.assertEqual(files - {mutant.file for mutant in program().mutants}, set())
