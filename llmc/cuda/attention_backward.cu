@@ -1,35 +1,39 @@
 // Causal attention, backward, on tensor cores: bf16, head sizes up to 128, any T, grouped heads.
 //
 // With P = exp(S / sqrt(D) - lse) from the saved log-sum-exp and dP = dO V^T:
-//   delta_t = sum_d dO_td O_td (= sum_s P_ts dP_ts),  dS = P (dP - delta) / sqrt(D),
-//   dQ = dS K,  dK = dS^T Q,  dV = P^T dO
-// in two kernels without atomics, so that results have the same bits in every run (Dao 2023 adds
-// dQ by atomics; here P and dP are computed twice instead):
-//  * query_gradient: a block owns queries of one head and walks over the keys. It computes delta
-//    first, and leaves (lse in base 2, delta) of every row in the workspace, [B, H, T rounded up]
-//    pairs of fp32; rows behind T get (infinity, 0), which makes their P zero.
+//   delta_t = sum_s P_ts dP_ts,  dS = P (dP - delta),
+//   dQ = dS K / sqrt(D),  dK = dS^T Q / sqrt(D),  dV = P^T dO
+// in two kernels without atomics, so that results have the same bits in every run
+// (FlashAttention-2, Dao 2023, adds dQ by atomics; here P and dP are computed twice instead):
+//  * query_gradient: a block owns queries of one head and walks over the keys. It leaves (lse in
+//    base 2, delta) of every row in the workspace, [B, H, T rounded up] pairs of fp32; rows behind
+//    T get an infinite lse, which makes their P zero.
 //  * key_value_gradient: a block owns keys of one key/value head and walks over the queries that
 //    see them, of all heads of the group in turn. It works on S^T = K Q^T and dP^T = V dO^T, so
 //    that P^T and dS^T are A operands where they are.
-// As in attention.cu, 16 rows a warp, scores in registers, the next tile under way by cp.async,
+// As in attention.cu: 16 rows a warp, scores in registers, the next tile under way by cp.async,
 // hidden tiles skipped, the longest blocks first. P and dS are rounded to bf16 for the products.
 //
-// The first query of a sequence sees one key: its softmax is 1 and its dS zero, but delta and dP
-// are the same number summed in different orders. Its dS is set to zero: an optimizer that looks
-// at signs only would follow the difference.
+// delta is known before the walk only as dO . O, in error by the rounding of O to bf16; where few
+// keys have all the weight, that error is larger than dS. It is e = sum_s dS, computed on the way:
+// dQ is corrected by e (P K), a product which shares the reads of dS K, and dK gets delta + e.
+// The first query of a sequence sees one key: its softmax is 1 and its gradient zero, but delta and
+// dP are that number summed in different orders. Its dS and dQ are set to zero, because an
+// optimizer that looks at signs only would follow the difference.
 //
 // lse is one fp32 number, so P carries a relative error of about 2^-23 |lse|. Where that number is
 // so large that it says nothing any more (|lse| > 2^20), it is rounded up, so that P fades to zero
 // and no exp2 overflows.
 //
-// FLOPs: 10 D a visible pair (t, s) are counted, 5 D B H T (T + 1); 14 D are computed. Memory: each
-// of Q, K, V, O, dO once as owner and once a block of the other kind, from L2; dqkv once.
+// FLOPs: 10 D a visible pair (t, s) are counted, 5 D B H T (T + 1); 16 D are computed (dQ 8 D, dK
+// and dV 8 D). Memory: each of Q, K, V, O, dO once as owner and once a block of the other kind,
+// from L2; dqkv once.
 //
-//                          registers sm_80 / sm_90a  shared memory  threads  blocks an SM (H100)
-//   query      D <=  64
-//   query      D <= 128
-//   key/value  D <=  64
-//   key/value  D <= 128
+// Blocks of 128 threads:  registers sm_80 / sm_90a   shared memory   blocks an SM (A100, H100)
+//   dQ      D <=  64             168 / 168              32.5 KB          3 (12 warps)
+//   dQ      D <= 128             255 / 255              64.5 KB          2 (8 warps)
+//   dK, dV  D <=  64             168 / 168              32.5 KB          3 (12 warps)
+//   dK, dV  D <= 128             251 / 249              64.5 KB          2 (8 warps)
 #include "llmc/cuda/attention.cuh"
 #include "llmc/cuda/attention_general.cuh"
 #include "llmc/cuda/cuda_backend.h"
@@ -66,64 +70,101 @@ __device__ __forceinline__ float to_base2(float lse) {
 
 // ---- dQ -----------------------------------------------------------------------------------------
 
-// (lse in base 2, first value of delta) of the block's rows. Every row is read by Size / 8
-// neighbouring lanes, 16 bytes each.
+template <int Size>
+struct QueryTiles {
+    static constexpr int kQueries = 64, kKeys = 32, kBlocks = Size == 64 ? 3 : 2;
+    static constexpr bool kKeepQ = Size == 64;  // in registers
+    static constexpr size_t kSharedBytes =      // Q, dO, two stages of K and V, rows
+        sizeof(bf16) * Size * (2 * kQueries + 4 * kKeys) + 2 * sizeof(float) * kQueries;
+};
+
+// (lse in base 2, dO . O) of the block's rows; lse points at the first one's. Size / 8 neighbouring
+// lanes take a row together.
 template <int Size, int Queries>
-__device__ __forceinline__ void prepare_rows(const BackwardArguments& p, const AttentionItem& item,
-                                             int q0, const bf16* dout_tile, float* row_tile) {
+__device__ __forceinline__ void prepare_rows(float* rows, const float* lse, int count,
+                                             const bf16* out_tile, const bf16* dout_tile) {
     constexpr int kChunks = Size / 8, kRowsAtOnce = kThreads / kChunks;
-    const AttentionHeads& heads = p.heads;
     const int chunk = threadIdx.x & (kChunks - 1);
-    const bf16* const out = p.out + heads.output(item.batch, q0, item.head) + 8 * chunk;
-    const float* const lse = p.lse + heads.row(item.batch, item.head) + q0;
 #pragma unroll
     for (int i = 0; i < Queries / kRowsAtOnce; ++i) {
         const int row = threadIdx.x / kChunks + i * kRowsAtOnce;
-        const bool inside = q0 + row < heads.positions;
+        const Vector<bf16, 8> o = load<8>(out_tile + tile_offset<Size>(row, chunk));
+        const Vector<bf16, 8> g = load<8>(dout_tile + tile_offset<Size>(row, chunk));
         float delta = 0.0f;
-        if (inside && 8 * chunk < heads.size) {
-            const Vector<bf16, 8> o = load<8>(out + int64_t{row} * heads.out_stride());
-            const Vector<bf16, 8> g = load<8>(dout_tile + tile_offset<Size>(row, chunk));
 #pragma unroll
-            for (int e = 0; e < 8; ++e) delta = fmaf(to_float(o[e]), to_float(g[e]), delta);
-        }
+        for (int e = 0; e < 8; ++e) delta = fmaf(to_float(o[e]), to_float(g[e]), delta);
 #pragma unroll
         for (int step = kChunks / 2; step > 0; step /= 2) {
             delta += __shfl_xor_sync(0xffffffffu, delta, step);
         }
         if (chunk == 0) {
-            const float base2 = inside ? to_base2(lse[row]) : INFINITY;
-            store_shared(row_tile + 2 * row, Vector<float, 2>{base2, delta});
+            const float base2 = row < count ? to_base2(lse[row]) : INFINITY;
+            store_shared(rows + 2 * row, Vector<float, 2>{base2, delta});
         }
     }
 }
 
-// Tiles of dQ: 64 queries a block, 64 keys a step, or 32 where rows are long. Q and dO stay in
-// registers where there is room.
+// Scores of a warp's queries become P, dP becomes dS without its factor; `rows` is (lse, delta) of
+// this lane's first query, and its sums of dS grow. Rows r + 8 follow 16 floats on.
+template <int N>
+__device__ __forceinline__ void to_weights(float (&s)[N][4], float scale2, const float* rows) {
+    const float lse[2] = {rows[0], rows[16]};
+#pragma unroll
+    for (int n = 0; n < N; ++n) {
+#pragma unroll
+        for (int e = 0; e < 4; ++e) s[n][e] = fast_exp2(fmaf(s[n][e], scale2, -lse[e / 2]));
+    }
+}
+template <int N>
+__device__ __forceinline__ void to_gradients(float (&ds)[N][4], const float (&p)[N][4],
+                                             const float* rows, float (&sum)[2]) {
+    const float delta[2] = {rows[1], rows[17]};
+#pragma unroll
+    for (int n = 0; n < N; ++n) {
+#pragma unroll
+        for (int e = 0; e < 4; ++e) {
+            ds[n][e] = p[n][e] * (ds[n][e] - delta[e / 2]);
+            sum[e / 2] += ds[n][e];
+        }
+    }
+}
+
+// With e the row's sum of dS: delta + e is its right value, and dQ without e (P K) its right dQ.
+// (lse, delta) go to the workspace, in pairs a row; `row` is this lane's first one there.
 template <int Size>
-struct QueryTiles {
-    static constexpr int kQueries = 64, kKeys = 32, kBlocks = Size == 64 ? 3 : 2;
-    static constexpr bool kKeepQ = Size == 64;
-    static constexpr size_t kSharedBytes =  // Q, dO, two stages of K and V, rows
-        sizeof(bf16) * Size * (2 * kQueries + 4 * kKeys) + 2 * sizeof(float) * kQueries;
-};
+__device__ __forceinline__ void correct_delta(float (&dq)[Size / 8][4],
+                                              const float (&pk)[Size / 8][4], float (&excess)[2],
+                                              const float* rows, float* workspace) {
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+        const float e = quad_sum(excess[half]);
+        if ((threadIdx.x & 3) == 0) {
+            store(workspace + 16 * half,
+                  Vector<float, 2>{rows[16 * half], rows[16 * half + 1] + e});
+        }
+#pragma unroll
+        for (int n = 0; n < Size / 8; ++n) {
+#pragma unroll
+            for (int i = 2 * half; i < 2 * half + 2; ++i) dq[n][i] = fmaf(-e, pk[n][i], dq[n][i]);
+        }
+    }
+}
 
 template <int Size>
 __global__ void __launch_bounds__(kThreads, QueryTiles<Size>::kBlocks)
     query_gradient_kernel(const BackwardArguments p) {
     constexpr int Queries = QueryTiles<Size>::kQueries, Keys = QueryTiles<Size>::kKeys;
+    static_assert(Queries == 2 * Keys);  // a tile of O fits into a stage
     LMO_DYNAMIC_SHARED(bf16, shared);
     bf16 *const q_tile = shared, *const dout_tile = q_tile + Queries * Size;
-    bf16* const stages = dout_tile + Queries * Size;
+    bf16 *const stages = dout_tile + Queries * Size, *const out_tile = stages + 2 * Keys * Size;
     float* const row_tile = reinterpret_cast<float*>(stages + 4 * Keys * Size);
     const AttentionHeads& heads = p.heads;
     const int T = heads.positions, tiles_of_queries = div_up(T, Queries);
     const AttentionItem item(tiles_of_queries, heads.heads);
     const int q0 = (tiles_of_queries - 1 - item.tile) * Queries;
     const int warp_row = threadIdx.x / 32 * 16, first_row = q0 + warp_row;
-    const int lane = threadIdx.x & 31, row = first_row + (lane >> 2);
-    const int tiles = div_up(min(q0 + Queries, T), Keys);
-    const float scale2 = heads.scale * kLog2E;
+    const int row = first_row + (threadIdx.x >> 2 & 7), tiles = div_up(min(q0 + Queries, T), Keys);
 
     const int value_offset = heads.kv_heads * heads.size;
     const bf16* keys = p.qkv + heads.key(item.batch, 0, item.head / heads.group());
@@ -134,17 +175,20 @@ __global__ void __launch_bounds__(kThreads, QueryTiles<Size>::kBlocks)
                                         T - j * Keys, heads.size);
         keys += Keys * heads.stride();
     };
+    const int64_t out = heads.output(item.batch, q0, item.head);
     load_tile<Queries, Size, kThreads>(q_tile, p.qkv + heads.query(item.batch, q0, item.head),
                                        heads.stride(), T - q0, heads.size);
-    load_tile<Queries, Size, kThreads>(dout_tile, p.dout + heads.output(item.batch, q0, item.head),
-                                       heads.out_stride(), T - q0, heads.size);
+    load_tile<Queries, Size, kThreads>(dout_tile, p.dout + out, heads.out_stride(), T - q0,
+                                       heads.size);
+    load_tile<Queries, Size, kThreads>(out_tile, p.out + out, heads.out_stride(), T - q0,
+                                       heads.size);
     load_keys(0);
     cp_async_commit();
     cp_async_wait<0>();
     __syncthreads();
-    prepare_rows<Size, Queries>(p, item, q0, dout_tile, row_tile);
-    __syncthreads();
-    const float* const pair = row_tile + 2 * (warp_row + (lane >> 2));
+    prepare_rows<Size, Queries>(row_tile, p.lse + heads.row(item.batch, item.head) + q0, T - q0,
+                                out_tile, dout_tile);
+    const float* const rows = row_tile + 2 * (row - q0);
     WarpRows<Size, QueryTiles<Size>::kKeepQ> q;
     WarpRows<Size, false> dout;
     q.read(q_tile, warp_row);
@@ -155,7 +199,8 @@ __global__ void __launch_bounds__(kThreads, QueryTiles<Size>::kBlocks)
     set_zero(pk);
     for (int j = 0; j < tiles; ++j) {
         cp_async_wait<0>();
-        __syncthreads();  // tile j is there, and nobody reads tile j - 1 any more
+        __syncthreads();  // tile j and the rows are there, and nobody reads the other stage any
+                          // more
         if (j + 1 < tiles) load_keys(j + 1);
         cp_async_commit();
         if (first_row >= T || j * Keys > first_row + 15) continue;
@@ -163,42 +208,15 @@ __global__ void __launch_bounds__(kThreads, QueryTiles<Size>::kBlocks)
         float s[Keys / 8][4], ds[Keys / 8][4];
         set_zero(s);
         add_product_transposed<Size, Keys>(s, q, k_tile);
-        const float lse[2] = {pair[0], pair[16]}, delta[2] = {pair[1], pair[17]};
         if (j * Keys + Keys - 1 > first_row) mask_future(s, j * Keys, row);
-#pragma unroll
-        for (int n = 0; n < Keys / 8; ++n) {
-#pragma unroll
-            for (int e = 0; e < 4; ++e) {
-                s[n][e] = fast_exp2(fmaf(s[n][e], scale2, -lse[e / 2]));
-            }
-        }
+        to_weights(s, heads.scale * kLog2E, rows);
         set_zero(ds);
         add_product_transposed<Size, Keys>(ds, dout, k_tile + Keys * Size);
-#pragma unroll
-        for (int n = 0; n < Keys / 8; ++n) {
-#pragma unroll
-            for (int e = 0; e < 4; ++e) {
-                ds[n][e] = s[n][e] * (ds[n][e] - delta[e / 2]);
-                excess[e / 2] += ds[n][e];
-            }
-        }
+        to_gradients(ds, s, rows, excess);
         add_products<Size, Keys>(dq, ds, pk, s, k_tile);
     }
-#pragma unroll
-    for (int half = 0; half < 2; ++half) {
-        excess[half] = quad_sum(excess[half]);
-        if ((lane & 3) == 0) {
-            store(p.rows + workspace_row(heads, item.batch, item.head) + 2 * (row + 8 * half),
-                  Vector<float, 2>{pair[16 * half], pair[16 * half + 1] + excess[half]});
-        }
-#pragma unroll
-        for (int n = 0; n < Size / 8; ++n) {
-#pragma unroll
-            for (int e = 2 * half; e < 2 * half + 2; ++e) {
-                dq[n][e] = fmaf(-excess[half], pk[n][e], dq[n][e]);
-            }
-        }
-    }
+    correct_delta<Size>(dq, pk, excess, rows,
+                        p.rows + workspace_row(heads, item.batch, item.head) + 2 * row);
     // Query 0 gets no gradient, exactly; it is still NaN where it was.
     store_rows<Size>(p.dqkv + heads.query(item.batch, first_row, item.head), heads.stride(),
                      T - first_row, heads.size, dq, row == 0 ? 0.0f : heads.scale, heads.scale,
@@ -210,10 +228,50 @@ __global__ void __launch_bounds__(kThreads, QueryTiles<Size>::kBlocks)
 template <int Size>
 struct KeyValueTiles {
     static constexpr int kKeys = 64, kQueries = 32, kBlocks = Size == 64 ? 3 : 2;
-    static constexpr bool kKeepK = Size == 64;
-    static constexpr size_t kSharedBytes =  // K, V, two stages of Q, dO and rows
+    static constexpr bool kKeepK = Size == 64;  // in registers
+    static constexpr size_t kSharedBytes =      // K, V, two stages of Q, dO and rows
         sizeof(bf16) * Size * (2 * kKeys + 4 * kQueries) + 2 * 2 * sizeof(float) * kQueries;
 };
+
+// As above with queries in columns: `rows` is (lse, delta) of this lane's first query.
+template <int N>
+__device__ __forceinline__ void to_weights_transposed(float (&s)[N][4], float scale2,
+                                                      const float* rows) {
+#pragma unroll
+    for (int n = 0; n < N; ++n) {
+        const Vector<float, 4> pairs = load<4>(rows + 16 * n);
+#pragma unroll
+        for (int e = 0; e < 4; ++e) {
+            s[n][e] = fast_exp2(fmaf(s[n][e], scale2, -pairs[e % 2 * 2]));
+        }
+    }
+}
+template <int N>
+__device__ __forceinline__ void to_gradients_transposed(float (&ds)[N][4], const float (&p)[N][4],
+                                                        const float* rows) {
+#pragma unroll
+    for (int n = 0; n < N; ++n) {
+        const Vector<float, 4> pairs = load<4>(rows + 16 * n);
+#pragma unroll
+        for (int e = 0; e < 4; ++e) ds[n][e] = p[n][e] * (ds[n][e] - pairs[e % 2 * 2 + 1]);
+    }
+}
+
+// Starts the copy of a tile of Q, dO and their rows into a stage.
+template <int Size, int Queries>
+__device__ __forceinline__ void load_queries(bf16* stage, float* rows, const BackwardArguments& p,
+                                             int batch, int head, int q0) {
+    const AttentionHeads& heads = p.heads;
+    load_tile<Queries, Size, kThreads>(stage, p.qkv + heads.query(batch, q0, head), heads.stride(),
+                                       heads.positions - q0, heads.size);
+    load_tile<Queries, Size, kThreads>(stage + Queries * Size,
+                                       p.dout + heads.output(batch, q0, head), heads.out_stride(),
+                                       heads.positions - q0, heads.size);
+    const int i = 4 * threadIdx.x;  // two rows in 16 bytes
+    if (i < 2 * Queries) {
+        cp_async_16(rows + i, p.rows + workspace_row(heads, batch, head) + 2 * q0 + i);
+    }
+}
 
 template <int Size>
 __global__ void __launch_bounds__(kThreads, KeyValueTiles<Size>::kBlocks)
@@ -227,77 +285,54 @@ __global__ void __launch_bounds__(kThreads, KeyValueTiles<Size>::kBlocks)
     const AttentionHeads& heads = p.heads;
     const int T = heads.positions;
     const AttentionItem item(div_up(T, Keys), heads.kv_heads);
-    const int k0 = item.tile * Keys, first_q0 = k0 / Queries * Queries;
-    const int warp_row = threadIdx.x / 32 * 16, first_key = k0 + warp_row;
+    const int k0 = item.tile * Keys, warp_row = threadIdx.x / 32 * 16, first_key = k0 + warp_row;
     const int lane = threadIdx.x & 31, key = first_key + (lane >> 2);
     const int end_head = (item.head + 1) * heads.group();
-    const float scale2 = heads.scale * kLog2E;
 
-    const auto load_queries = [&](int head, int q0, int stage) {
-        bf16* const to = stages + stage * kStage;
-        load_tile<Queries, Size, kThreads>(to, p.qkv + heads.query(item.batch, q0, head),
-                                           heads.stride(), T - q0, heads.size);
-        load_tile<Queries, Size, kThreads>(to + Queries * Size,
-                                           p.dout + heads.output(item.batch, q0, head),
-                                           heads.out_stride(), T - q0, heads.size);
-        if (threadIdx.x < Queries / 2) {  // two rows in 16 bytes
-            cp_async_16(row_stages + stage * (2 * Queries) + 4 * threadIdx.x,
-                        p.rows + workspace_row(heads, item.batch, head) + 2 * q0 + 4 * threadIdx.x);
-        }
-    };
     const int64_t keys = heads.key(item.batch, k0, item.head);
     const int64_t values = heads.value(item.batch, k0, item.head);
     load_tile<Keys, Size, kThreads>(k_tile, p.qkv + keys, heads.stride(), T - k0, heads.size);
     load_tile<Keys, Size, kThreads>(v_tile, p.qkv + values, heads.stride(), T - k0, heads.size);
-    int head = item.head * heads.group(), q0 = first_q0, stage = 0;
-    load_queries(head, q0, stage);
+    int head = item.head * heads.group(), q0 = k0, stage = 0;
+    load_queries<Size, Queries>(stages, row_stages, p, item.batch, head, q0);
     cp_async_commit();
-
     cp_async_wait<0>();
     __syncthreads();
     WarpRows<Size, KeyValueTiles<Size>::kKeepK> k;
     WarpRows<Size, false> v;
     k.read(k_tile, warp_row);
     v.read(v_tile, warp_row);
+
     float dk[Size / 8][4], dv[Size / 8][4];
     set_zero(dk);
     set_zero(dv);
     while (head < end_head) {
         cp_async_wait<0>();
         __syncthreads();  // this stage is there, and nobody reads the other one any more
-        const int now = q0, at = stage;
+        const int now = q0;
+        const bf16 *const q_tile = stages + stage * kStage, *const dout_tile = q_tile + kStage / 2;
+        const float* const rows = row_stages + stage * (2 * Queries) + 4 * (lane & 3);
         q0 += Queries;
         if (q0 >= T) {
-            q0 = first_q0;
+            q0 = k0;
             ++head;
         }
         stage ^= 1;
-        if (head < end_head) load_queries(head, q0, stage);
+        if (head < end_head) {
+            load_queries<Size, Queries>(stages + stage * kStage, row_stages + stage * (2 * Queries),
+                                        p, item.batch, head, q0);
+        }
         cp_async_commit();
         if (first_key >= T || now + Queries - 1 < first_key) continue;
-        const bf16 *const q_tile = stages + at * kStage, *const dout_tile = q_tile + Queries * Size;
-        const float* const rows = row_stages + at * (2 * Queries) + 4 * (lane & 3);
         float s[Queries / 8][4], ds[Queries / 8][4];
         set_zero(s);
         add_product_transposed<Size, Queries>(s, k, q_tile);
         if (now < first_key + 15) mask_past(s, now, key);
-#pragma unroll
-        for (int n = 0; n < Queries / 8; ++n) {
-            const Vector<float, 4> pairs = load<4>(rows + 16 * n);
-#pragma unroll
-            for (int e = 0; e < 4; ++e) {
-                s[n][e] = fast_exp2(fmaf(s[n][e], scale2, -pairs[e % 2 * 2]));
-            }
-        }
+        to_weights_transposed(s, heads.scale * kLog2E, rows);
         add_product<Size, Queries>(dv, s, dout_tile);
         set_zero(ds);
         add_product_transposed<Size, Queries>(ds, v, dout_tile);
-#pragma unroll
-        for (int n = 0; n < Queries / 8; ++n) {
-            const Vector<float, 4> pairs = load<4>(rows + 16 * n);
-#pragma unroll
-            for (int e = 0; e < 4; ++e) ds[n][e] = s[n][e] * (ds[n][e] - pairs[e % 2 * 2 + 1]);
-        }
+        to_gradients_transposed(ds, s, rows);
         if (key == 0 && now == 0 && (lane & 3) == 0) ds[0][0] *= 0.0f;  // query 0, as in dQ
         add_product<Size, Queries>(dk, ds, q_tile);
     }

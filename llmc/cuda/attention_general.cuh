@@ -47,7 +47,9 @@ struct Rows {
     bool aligned;
 };
 
-// Columns first.. (64) of a matrix become a tile in fp32; what is outside becomes zero.
+// Columns first.. (64) of a matrix become a tile in fp32; what is outside becomes zero. Any stride
+// and alignment will do: a warp reads 32 neighbours, one element a load, once for every 32 and more
+// products that a thread makes of them.
 template <typename T>
 __device__ __forceinline__ void load_chunk(float* tile, const Rows<const T>& from, int first) {
     const int column = threadIdx.x % kTile, row0 = threadIdx.x / kTile;

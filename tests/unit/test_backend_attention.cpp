@@ -165,8 +165,8 @@ TEST_P(AttentionTest, UsualHeadSizes) {
 }
 
 TEST_P(AttentionTest, OtherHeadSizes) {
-    for (const int64_t size : {24, 40, 120}) check({1, 70, 2, 1, size});
-    for (const int64_t size : {96, 130, 256, 300}) check({1, 20, 2, 1, size});
+    check({1, 70, 2, 1, 40});
+    for (const int64_t size : {24, 96, 120, 130, 256, 300}) check({1, 20, 2, 1, size});
 }
 
 TEST_P(AttentionTest, RowsOffTheirAlignment) {
@@ -189,6 +189,35 @@ TEST_P(AttentionTest, OneHugeKey) {
             const int64_t key = 3 * c.stride() + c.heads * c.size;
             for (int64_t d = 0; d < c.kv_heads * c.size; ++d) qkv[key + d] *= 300;
             check(c, type, qkv);
+        }
+    }
+}
+
+// Weights of one half each at scores so large that the rounding of lse is a part of a weight: in
+// fp32, 1 % at scores of 100000. (Only gradients of values: those of queries are sums of huge equal
+// keys that cancel.)
+TEST_P(AttentionTest, TwoEqualHugeKeys) {
+    for (const Case& c : {Case{1, 140, 2, 1, 64}, Case{1, 70, 1, 1, 5}}) {
+        for (const DType type : compute_types()) {
+            Values qkv = random_values(c.tokens() * c.stride(), 1);
+            const int64_t key = 3 * c.stride() + c.heads * c.size;
+            for (int64_t d = 0; d < c.kv_heads * c.size; ++d) {
+                qkv[key + d] *= type == DType::bf16 ? 300 : 30000;
+                qkv[key + 2 * c.stride() + d] = qkv[key + d];
+            }
+            qkv = round_to(type, qkv);
+            const Values dout = round_to(type, random_values(c.tokens() * c.heads * c.size, 2));
+            const auto of_values = [&](const Values& dqkv) {
+                const int64_t first = (c.heads + c.kv_heads) * c.size;
+                Values part;
+                for (int64_t i = 0; i < c.tokens() * c.stride(); ++i) {
+                    if (i % c.stride() >= first) part.push_back(dqkv[i]);
+                }
+                return part;
+            };
+            expect_accurate(type, of_values(run(c, type, qkv, dout).dqkv),
+                            of_values(reference<double>(c, qkv, dout).dqkv),
+                            of_values(reference<float>(c, qkv, dout).dqkv), 1e-9);
         }
     }
 }
@@ -271,24 +300,25 @@ TEST_P(AttentionTest, NanPropagates) {
 }
 
 TEST_P(AttentionTest, EqualBitsEachTimeAndCloseForOneThread) {
-    for (const Case& c : {Case{2, 130, 4, 2, 16}, Case{1, 100, 2, 1, 64}, Case{1, 70, 1, 1, 128}}) {
-        for (const DType type : {DType::f32, DType::bf16}) {
-            const Values qkv = random_values(c.tokens() * c.stride(), 1);
-            const Values dout = random_values(c.tokens() * c.heads * c.size, 2);
-            use_threads(2);
-            const Result first = run(c, type, qkv, dout), again = run(c, type, qkv, dout);
-            EXPECT_EQ(first.out, again.out);
-            EXPECT_EQ(first.lse, again.lse);
-            EXPECT_EQ(first.dqkv, again.dqkv);
-            use_threads(1);
-            const Result single = run(c, type, qkv, dout);
-            const double ulps = type == DType::f32 ? 16 : 2;
-            EXPECT_LE(largest_difference(first.out, single.out),
-                      ulps * half_ulp(type) * largest(first.out));
-            EXPECT_LE(largest_difference(first.dqkv, single.dqkv),
-                      10 * ulps * half_ulp(type) * largest(first.dqkv));
-        }
-    }
+    const auto check_bits = [&](const Case& c, DType type) {
+        const Values qkv = random_values(c.tokens() * c.stride(), 1);
+        const Values dout = random_values(c.tokens() * c.heads * c.size, 2);
+        use_threads(2);
+        const Result first = run(c, type, qkv, dout), again = run(c, type, qkv, dout);
+        EXPECT_EQ(first.out, again.out);
+        EXPECT_EQ(first.lse, again.lse);
+        EXPECT_EQ(first.dqkv, again.dqkv);
+        use_threads(1);
+        const Result single = run(c, type, qkv, dout);
+        const double tolerance = (type == DType::f32 ? 16 : 2) * half_ulp(type);
+        EXPECT_LE(largest_difference(first.out, single.out), tolerance * largest(first.out));
+        EXPECT_LE(largest_difference(first.dqkv, single.dqkv),
+                  10 * tolerance * largest(first.dqkv));
+    };
+    check_bits({2, 130, 2, 1, 16}, DType::f32);
+    check_bits({1, 70, 2, 1, 20}, DType::bf16);
+    check_bits({1, 130, 2, 1, 64}, DType::bf16);
+    check_bits({1, 70, 1, 1, 128}, DType::bf16);
 }
 
 class AttentionOracleTest : public AttentionTest {};
