@@ -111,7 +111,7 @@ def lint(files):
             if not name.endswith('_kernel'):
                 yield f'{here}: kernel {name}: the name has to end in _kernel'
             if name in where:
-                yield f'{here}: kernel {name} has the name of another one ({where[name]}); coverage could not tell them apart'
+                yield f'{here}: kernel {name} has the name of another one ({where[name]}); give it another'
             where[name] = here
     everything = '\n'.join(sources.values())
     for name, here in where.items():
@@ -183,6 +183,9 @@ def short_name(text):
     return text.removeprefix('void ').strip()
 
 
+STACK = re.compile(r'(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads')
+
+
 def ptxas_reports(build):
     """{'FILE KERNEL': {architecture: {registers, shared, stack, spills}}}"""
     found = []
@@ -192,10 +195,9 @@ def ptxas_reports(build):
             if match := re.search(r"Compiling entry function '(\w+)' for '(\w+)'", line):
                 kernel, architecture = match.groups()
                 found.append((path.stem, kernel, architecture, {}))
-            elif kernel and (match := re.search(r'(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads', line)):
-                numbers = found[-1][3]
-                if 'registers' not in numbers and 'stack' not in numbers:
-                    numbers.update(stack=int(match.group(1)), spills=int(match.group(2)) + int(match.group(3)))
+            elif kernel and (match := STACK.search(line)):
+                if 'stack' not in found[-1][3]:
+                    found[-1][3].update(stack=int(match.group(1)), spills=int(match.group(2)) + int(match.group(3)))
             elif kernel and (match := re.search(r'Used (\d+) registers', line)):
                 shared = re.search(r'(\d+) bytes smem', line)
                 found[-1][3].update(registers=int(match.group(1)), shared=int(shared.group(1)) if shared else 0)

@@ -90,7 +90,7 @@ class BenchTest(CliTest):
                           ['bench', 'train', '--config', 'nowhere.json'],
                           *(['bench', 'train', '--config', 'config.json', *more]
                             for more in (['--steps', '0'], ['--steps', 'x'], ['--warmup', '-1'], ['--threads', '0'],
-                                         ['--device', 'cuda'], ['--set', 'batch.sequence=2']))):
+                                         ['--device', 'tpu'], ['--set', 'batch.sequence=2']))):
             with self.subTest(arguments):
                 result = self.run_cli(*arguments)
                 self.assertEqual(result.status, 2, result.out + result.err)

@@ -36,9 +36,10 @@ BAD = {
     '__global__ void scale(float* x) { }': 'end in _kernel',
     '__global__ void scale_kernel(int* other) { }': 'has the name of another one',
 }
+MANGLED = '_ZN3lmo4cuda45_GLOBAL__N__ae2ec09b_12_attention_cu_f83cb7ac9my_kernelILi64EEEvPf'
 PTXAS = '''ptxas info    : 0 bytes gmem
-ptxas info    : Compiling entry function '_ZN3lmo4cuda45_GLOBAL__N__ae2ec09b_12_attention_cu_f83cb7ac9my_kernelILi64EEEvPf' for 'sm_80'
-ptxas info    : Function properties for _ZN3lmo4cuda45_GLOBAL__N__ae2ec09b_12_attention_cu_f83cb7ac9my_kernelILi64EEEvPf
+ptxas info    : Compiling entry function '{name}' for 'sm_80'
+ptxas info    : Function properties for {name}
     {stack} bytes stack frame, {spills} bytes spill stores, {spills} bytes spill loads
 ptxas info    : Used {registers} registers, used 1 barriers, {shared} bytes smem, 408 bytes cmem[0]
 '''
@@ -78,7 +79,7 @@ class CheckKernelsTest(unittest.TestCase):
     def report(self, **numbers):
         reports = self.folder / 'cuda' / 'llmc' / 'cuda'
         reports.mkdir(parents=True, exist_ok=True)
-        (reports / 'attention.ptxas').write_text(PTXAS.format(**numbers))
+        (reports / 'attention.ptxas').write_text(PTXAS.format(name=MANGLED, **numbers))
         return check_kernels.ptxas_reports(self.folder)['attention.cu my_kernel<64>']['sm_80']
 
     def test_budgets(self):
@@ -97,18 +98,21 @@ class CheckKernelsTest(unittest.TestCase):
         self.assertIn('a stack frame of 8 bytes', complaints(stack=8))
 
     def test_ptx(self):
-        facts = check_kernels.ptx_facts
-        self.assertEqual(facts('ld.global.v4.u32 {%r1}, [%rd1];\nst.global.v2.u64 [%rd1], {%rd2};'), {'wide loads', 'wide stores'})
-        self.assertEqual(facts('ld.global.nc.L1::no_allocate.v4.f32 {%f1}, [%rd1];'), {'wide loads'})
-        self.assertEqual(facts('ld.shared.v4.u32 {%r1}, [%r2];\nst.global.v2.u32 [%rd1], {%r2};\nld.param.v4.u32 {}, [];'), set())
-        self.assertEqual(facts('mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {};\nst.local.u32 [%r1], %r2;'),
-                         {'tensor cores', 'local memory'})
+        def expect(facts, *lines):
+            self.assertEqual(check_kernels.ptx_facts('\n'.join(lines)), facts)
+        expect({'wide loads', 'wide stores'}, 'ld.global.v4.u32 {%r1}, [%rd1];', 'st.global.v2.u64 [%rd1], {%rd2};')
+        expect({'wide loads'}, 'ld.global.nc.L1::no_allocate.v4.f32 {%f1}, [%rd1];')
+        expect({'wide stores'}, 'st.global.wb.v4.u32 [%rd1], {%r1};')
+        expect(set(), 'ld.shared.v4.u32 {%r1}, [%r2];', 'st.global.v2.u32 [%rd1], {%r2};', 'ld.param.v4.u32 {}, [];')
+        expect({'tensor cores'}, 'mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {};')
+        expect({'local memory'}, 'st.local.u32 [%r1], %r2;')
 
     def test_names(self):
-        for long, short in {
-                'void lmo::cuda::(anonymous namespace)::f_kernel<__nv_bfloat16, (int)8, (bool)1>(float*)': 'f_kernel<bf16, 8, true>',
-                'lmo::cuda::g_kernel(int, float (*)(int))': 'g_kernel',
-                'void lmo::cuda::u_kernel<lmo::cuda::(anonymous namespace)::C<float, __half> >(x)': 'u_kernel<C<float, fp16>>'}.items():
+        internal = 'void lmo::cuda::(anonymous namespace)::'
+        names = {internal + 'f_kernel<__nv_bfloat16, (int)8, (bool)1>(float*)': 'f_kernel<bf16, 8, true>',
+                 'lmo::cuda::g_kernel(int, float (*)(int))': 'g_kernel',
+                 internal + 'u_kernel<lmo::cuda::C<float, __half> >(x)': 'u_kernel<C<float, fp16>>'}
+        for long, short in names.items():
             self.assertEqual(check_kernels.short_name(long), short)
 
 

@@ -54,27 +54,45 @@ MUTANTS = [
     ('attention.cu', 'lse of rows past the end', 'if (@row + 8@row@ < T) lse'),
     ('attention.cu', 'old sum not rescaled', 'fmaf(sum[half], @rescale@1.0f@, more)'),
     ('attention.cu', 'old output not rescaled', 'acc[n][2 * half + 1] *= @rescale@1.0f@;'),
-    ('attention.cu', 'copies committed too early', '@if (j + 1 < tiles) load_keys(j + 1); cp_async_commit();@'
-     'cp_async_commit(); if (j + 1 < tiles) load_keys(j + 1);@ if (j == 0)'),
+    ('attention.cu', 'copies committed too early',
+     '@if (j + 1 < tiles) load_keys(j + 1); cp_async_commit();@cp_async_commit(); if (j + 1 < tiles)'
+     ' load_keys(j + 1);@ if (j == 0)'),
     ('attention.cu', 'queries past the end are loaded', 'heads.stride(), @T - q0@kQueries@, heads.size); load_keys(0)'),
     ('attention.cuh', 'causal mask off by one', 'if (key + 8 * n + e % 2 > row + @e / 2 * 8@e / 2 * 8 + 1@)'),
-    ('attention.cuh', 'mask of the backward pass off by one', 'if (query + 8 * n + e % 2 < row + @e / 2 * 8@e / 2 * 8 - 1@)'),
+    ('attention.cuh', 'mask of the backward pass off by one',
+     'if (query + 8 * n + e % 2 < row + @e / 2 * 8@e / 2 * 8 - 1@)'),
     ('attention.cuh', 'maximum of half a quad', 'fmaxf(x, __shfl_xor_sync(0xffffffffu, x, @2@1@))'),
     ('attention.cuh', 'sum of half a quad', 'x + __shfl_xor_sync(0xffffffffu, x, @2@1@)'),
     ('attention.cuh', 'rows stored past the end', 'if (@row < rows@true@ && 8 * chunk < columns)'),
-    ('attention.cuh', 'values of the first keys only', 'load_b_columns<Size>(b, tile, @k * 16@k * 16 % 16@, 2 * n)'),
+    ('attention.cuh', 'values of the first keys only',
+     'x[2 * k + 1]); #pragma unroll for (int n = 0; n < Size / 16; ++n) { uint32_t b[4];'
+     ' load_b_columns<Size>(b, tile, @k * 16@k * 16 % 16@, 2 * n)'),
     ('attention_backward.cu', 'half of the sum for delta', 'for (int step = @kChunks / 2@kChunks / 4@; step > 0'),
-    ('attention_backward.cu', 'query 0 keeps a gradient', '@if (row == 0) ds[0][0] *= 0.0f;@@'),
-    ('attention_backward.cu', 'key 0 gets a gradient of query 0', '@if (key == 0 && now == 0 && (lane & 3) == 0) ds[0][0] *= 0.0f;@@'),
+    ('attention_backward.cu', 'query 0 keeps a gradient',
+     'dq, @row == 0 ? 0.0f : heads.scale@heads.scale@, heads.scale'),
     ('attention_backward.cu', 'queries always in one stage', '@stage ^= 1;@@'),
-    ('attention_backward.cu', 'queries past the end count', 'to_base2(lse[row]) : @INFINITY@-1.0f@'),
-    ('attention_backward.cu', 'keys of the diagonal are not masked', 'if (@now < first_key + 15@now < first_key@) mask_past'),
-    ('attention_backward.cu', 'first queries of the next head left out', '@q0 = first_q0;@q0 = first_q0 + Queries;@ ++head;'),
-    ('attention_general.cu', 'causal mask off by one', 's[i][j] = @k0 + x + 16 * j <= row + i@k0 + x + 16 * j < row + i@ ? s[i][j] * heads.scale'),
-    ('attention_general.cu', 'rows past the end are loaded', 'if (@row < from.rows@true@ && left > 0)'),
-    ('attention_general.cu', 'rows past the end are stored', 'if (@row0 + i >= to.rows@false@ || column >= to.columns) continue;'),
-    ('attention_general.cu', 'columns past the end are stored', 'if (@column + c < to.columns@true@) at[c] = values[c];'),
-    ('attention_general.cu', 'sum of half a row', 'for (int step = @8@4@; step > 0; step /= 2) value +='),
+    ('attention_backward.cu', 'lse of another query', 'fmaf(s[n][e], scale2, -pairs[@e % 2 * 2@0@])'),
+    ('attention_backward.cu', 'delta of another query', 'ds[n][e] - pairs[@e % 2 * 2 + 1@1@]'),
+    ('attention_backward.cu', 'keys of the diagonal are not masked',
+     'if (@now < first_key + 15@now < first_key@) mask_past'),
+    ('attention_backward.cu', 'first queries of the next head left out', '@q0 = k0;@q0 = k0 + Queries;@ ++head;'),
+    ('attention_backward.cu', 'delta not corrected', '@rows[16 * half + 1] + e@rows[16 * half + 1]@'),
+    ('attention_general.cu', 'causal mask off by one',
+     'bool visible = @k0 + x + 16 * j <= row + i@k0 + x + 16 * j < row + i@'),
+    ('attention_general.cu', 'old output not rescaled', 'acc[i][c] *= @rescale@1.0f@;'),
+    ('attention_general.cu', 'lse of rows past the end', 'item.column == 0 && @row + i < positions@true@) { p.lse'),
+    ('attention_general.cuh', 'rows past the end are loaded', 'at[@min(row, from.rows - 1)@row@ * from.stride]'),
+    ('attention_general.cuh', 'columns past the end count', '@row < rows ? value : 0.0f@value@'),
+    ('attention_general.cuh', 'rows past the end are stored',
+     'if (@row0 + i >= to.rows@false@ || column >= to.columns) continue;'),
+    ('attention_general.cuh', 'columns past the end are stored',
+     'if (@column + c < to.columns@true@) at[c] = values[c];'),
+    ('attention_general.cuh', 'sum of half a row', 'for (int step = @8@4@; step > 0; step /= 2) value +='),
+    ('attention_general_backward.cu', 'causal mask off by one',
+     'inside && @key + 16 * j <= row + i@key + 16 * j < row + i@'),
+    ('attention_general_backward.cu', 'rows of the workspace past the end',
+     'if (x == 0 && @row + i < positions@true@) store(p.rows'),
+    ('attention_general_backward.cu', 'delta of some keys only', '@row_sum(delta[i])@delta[i]@ * inverse'),
     ('cast.cu', 'values one percent off', 'to = from_float<To>(@single@1.01f * single@)'),
     ('classifier.cu', 'running sum not rescaled', 'softmax.total * @exponential<T>(softmax.top - top)@1.0f@'),
     ('classifier.cu', 'vectors past the row are loaded', 'if (@v < cut.vectors@true@) batch[i] = load_streaming'),
@@ -84,14 +102,17 @@ MUTANTS = [
     ('classifier.cu', 'ignored rows keep their logits', '@clear_row<T, Threads>(row, cut);@@'),
     ('common.cuh', 'half of the warps summed', 'warp < @Threads / 32@Threads / 64@; ++warp) sum +='),
     ('common.cuh', 'half of the warps looked at', 'warp < @Threads / 32@Threads / 64@; ++warp) top ='),
-    ('common.cuh', 'block columns overlap', 'int64_t{blockIdx.x % across} * @blockDim.x@(blockDim.x - (blockDim.x > 1))@'),
+    ('common.cuh', 'block columns overlap',
+     'int64_t{blockIdx.x % across} * @blockDim.x@(blockDim.x - (blockDim.x > 1))@'),
     ('embedding.cu', 'counters not zeroed', '@sums[threadIdx.x] = 0;@@'),
-    ('embedding.cu', 'counted without atomics', '@atomicAdd(&sums[digit_of(entries[i], shift)], 1);@++sums[digit_of(entries[i], shift)];@'),
+    ('embedding.cu', 'counted without atomics',
+     '@atomicAdd(&sums[digit_of(entries[i], shift)], 1);@++sums[digit_of(entries[i], shift)];@'),
     ('embedding.cu', 'counts of the warps not zeroed', '@places[w][threadIdx.x] = 0;@@'),
     ('embedding.cu', 'entries past the end are read', 'return @i < count@true@ && entries[i] >> 32'),
     ('embedding.cu', 'both tiles of a long run in one place', '@turn = 1 - turn;@@'),
     ('embedding.cu', 'prefix sum one step short', 'for (int step = 1; step < @32@16@; step *= 2)'),
-    ('embedding.cu', 'rows of equal ids out of order', 'rank[round] = earlier + __popc(peers & @((1u << lane) - 1)@~((2u << lane) - 1)@)'),
+    ('embedding.cu', 'rows of equal ids out of order',
+     'rank[round] = earlier + __popc(peers & @((1u << lane) - 1)@~((2u << lane) - 1)@)'),
     ('embedding.cu', 'columns past the end', 'bool inside() const { return @column < columns@true@; }'),
     ('gemm.cu', 'diagonal read that nobody has written', 'if (i < m && @j < i@j <= i@) c[j * m + i]'),
     ('gemm.cu', 'rows past the end are read', 'if (@i < m@true@ && j < i) tile[y][x]'),
@@ -106,10 +127,12 @@ MUTANTS = [
     ('rmsnorm.cu', 'rows past the end', '@if (row >= a.rows) return;@@'),
     ('rmsnorm.cu', 'vectors past the row are loaded', 'if (@v < vectors@true@) sum[k] = load<W>'),
     ('rmsnorm.cu', 'scratch reused without a barrier', 'block_sum<Threads>(along, scratch[@row % 2@0@])'),
-    ('rmsnorm.cu', 'scratch reused without a barrier, plain kernel', 'block_sum<kPlainThreads>(along, scratch[@row % 2@0@])'),
+    ('rmsnorm.cu', 'scratch reused without a barrier, plain kernel',
+     'block_sum<kPlainThreads>(along, scratch[@row % 2@0@])'),
     ('rmsnorm.cu', 'parts not set by the first row', 'part[i] = @row == begin@false@ ? product'),
     ('rmsnorm.cu', 'parts past the end', 'end = @begin + length < count@true@ ? begin + length : count; float sum'),
-    ('rmsnorm.cu', 'mean square a little too large', 'squares += @to_float(sum[k][i]) * to_float(sum[k][i])@1.001f * to_float(sum[k][i]) * to_float(sum[k][i])@'),
+    ('rmsnorm.cu', 'mean square a little too large',
+     'squares += @to_float(sum[k][i]) * to_float(sum[k][i])@1.001f * to_float(sum[k][i]) * to_float(sum[k][i])@'),
     ('rope.cu', 'positions not counted anew in each sequence', 'int64_t{@row % positions@row@}'),
     ('rope.cu', 'rows past the end', 'if (@at.row >= rows@false@ || at.column'),
     ('rope.cu', 'the inverse turns forwards', 'sine = @direction@1.0f@ * turns'),
@@ -159,7 +182,8 @@ def mutants_of(file, source, stale):
     for match in SYNCHRONISATION.finditer(source):
         line = source.count('\n', 0, match.start()) + 1
         new = f'cp_async_wait<{int(match.group(2)) + 1}>();' if match.group(2) else ''
-        what = f'line {line}, ' + (f'{match.group(1)[:-3]} waits for one group less' if new else f'without {match.group(1)[:-1]}')
+        call = match.group(1)[:-1]
+        what = f'line {line}, {call} waits for one group less' if new else f'line {line}, without {call}'
         found.append(Mutant(file, what, match.span(1), new))
     return sorted(found, key=lambda mutant: mutant.span)
 
@@ -217,8 +241,10 @@ class Program:
     def build(self, copies):
         """The Makefile's own commands, with the copies in place of the sources."""
         target = f'{BUILD}/emulated/race/cuda_tests'
-        commands = run(['make', '--no-print-directory', '-n', '-B', f'BUILD={BUILD}', target]).stdout.replace('\\\n', ' ')
-        commands = [shlex.split(line) for line in commands.split('\n') if line.startswith(('g++', 'c++', 'clang++', os.environ.get('CXX', 'g++')))]
+        dry_run = run(['make', '--no-print-directory', '-n', '-B', f'BUILD={BUILD}', target]).stdout
+        compilers = ('g++', 'c++', 'clang++', os.environ.get('CXX', 'g++'))
+        lines = dry_run.replace('\\\n', ' ').split('\n')
+        commands = [shlex.split(line) for line in lines if line.startswith(compilers)]
         link = next(command for command in commands if command[-1] == target)
         compilations = []
         for command in commands:
@@ -227,8 +253,9 @@ class Program:
             made = command[command.index('-o') + 1]
             mine = self.folder / (pathlib.Path(source).stem + '.o')
             link[link.index(made)] = str(mine)
-            options = [word for word in command if word not in ('-MMD', '-MP', '-g', '-Wall', '-Wextra', source, made, '-c', '-o')]
-            compilations.append(options[:1] + ['-w', '-I', str(self.folder)] + options[1:]
+            omitted = ('-MMD', '-MP', '-g', '-Wall', '-Wextra', '-c', source, '-o', made)
+            options = [word for word in command if word not in omitted]
+            compilations.append(options[:1] + ['-w', '-g1', '-I', str(self.folder)] + options[1:]
                                 + ['-c', str(copies / pathlib.Path(source).name), '-o', str(mine)])
         link[link.index(target)] = str(self.binary)
         with concurrent.futures.ThreadPoolExecutor(CORES) as pool:
@@ -240,8 +267,8 @@ class Program:
         command = [str(self.binary), '--gtest_brief=1', '--gtest_fail_fast', f'--gtest_filter={tests}']
         environment = {**os.environ, 'LMO_MUTANT': str(number), 'LMO_EMULATOR_LOG': ''}
         try:
-            result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, errors='replace',
-                                    timeout=SECONDS)
+            result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True,
+                                    errors='replace', timeout=SECONDS)
         except subprocess.TimeoutExpired:
             return f'no end after {SECONDS} s'
         if result.returncode == 0:
