@@ -112,7 +112,7 @@ test-now:
 
 check: deps-test
 	$(Q)$(MAKE) --no-print-directory -j$(JOBS) build-all tests long-tests
-	$(Q)$(MAKE) --no-print-directory -j$(JOBS) BUILD=$(BUILD)/asan OPT='-O1 -g' CPU_OPT='-O1 -g' \
+	$(Q)$(MAKE) --no-print-directory -j$(JOBS) BUILD=$(BUILD)/asan CUDA=no CUDA_HEADERS= OPT='-O1 -g' CPU_OPT='-O1 -g' \
 	    SANITIZE='-fsanitize=address,undefined -fno-sanitize-recover=undefined -fno-omit-frame-pointer' build-all tests
 	$(Q)LMO_CUDA_HEADERS=$(CUDA_HEADERS) LMO_NVCC=$(NVCC) $(PYTHON) tests/run.py --build $(BUILD) --check
 
