@@ -84,11 +84,11 @@ double CpuBackend::free_bytes() const {
 void CpuBackend::release(void* memory) { std::free(memory); }
 
 void CpuBackend::copy_in(const Tensor& to, const void* host) {
-    std::memcpy(to.data, host, to.bytes());
+    if (to.count() > 0) std::memcpy(to.data, host, to.bytes());  // else both may be null
 }
 
 void CpuBackend::copy_out(void* host, const Tensor& from) {
-    std::memcpy(host, from.data, from.bytes());
+    if (from.count() > 0) std::memcpy(host, from.data, from.bytes());
 }
 
 void CpuBackend::copy(const Tensor& to, const Tensor& from) {
