@@ -224,21 +224,20 @@ EMULATE_RUNTIME_race  := -O2 -DLMO_EMULATOR_RACE
 EMULATE_RUNTIME_asan  := -O2 -DLMO_EMULATOR_ASAN
 EMULATE_LINK_asan     := -fsanitize=address,undefined
 
-# SHIM: a folder searched first, for trying another emulator.
 define emulated_rules
 $(BUILD)/emulated/$(1)/%.o: %.cu
 	@echo 'c++   $$< (emulated, $(1))'
 	@mkdir -p $$(@D)
-	$$(Q)$$(CXX) -std=c++20 $$(SHIM) -I. $$(WARN) $$(EMULATE) $$(EMULATE_KERNELS_$(1)) -MMD -MP -x c++ -c $$< -o $$@
+	$$(Q)$$(CXX) -std=c++20 -I. $$(WARN) $$(EMULATE) $$(EMULATE_KERNELS_$(1)) -MMD -MP -x c++ -c $$< -o $$@
 $(BUILD)/emulated/$(1)/dev/emulator/%.o: dev/emulator/%.cpp
 	@echo 'c++   $$< ($(1))'
 	@mkdir -p $$(@D)
-	$$(Q)$$(CXX) -std=c++20 $$(SHIM) -I. $$(WARN) $$(EMULATE) $$(EMULATE_RUNTIME_$(1)) -MMD -MP -c $$< -o $$@
+	$$(Q)$$(CXX) -std=c++20 -I. $$(WARN) $$(EMULATE) $$(EMULATE_RUNTIME_$(1)) -MMD -MP -c $$< -o $$@
 $(BUILD)/emulated/$(1)/cuda_tests: $$(CUDA_KERNELS:%.cu=$(BUILD)/emulated/$(1)/%.o) $$(CUDA_TEST_OBJECTS) \
         $(BUILD)/tests/emulator/production_sizes.o \
         $$(EMULATOR_CODE:%.cpp=$(BUILD)/emulated/$(1)/%.o)
 	@echo 'link  $$@'
-	$$(Q)$$(CXX) -rdynamic $$(EMULATE_LINK_$(1)) $$^ $$(SHIM_LIBS) -lgtest -lgtest_main -pthread -ldl -fopenmp -o $$@
+	$$(Q)$$(CXX) -rdynamic $$(EMULATE_LINK_$(1)) $$^ -lgtest -lgtest_main -pthread -ldl -fopenmp -o $$@
 $(BUILD)/emulated/$(1)/train_gpt: $$(CUDA_KERNELS:%.cu=$(BUILD)/emulated/$(1)/%.o) $$(CUDA_HOST:%.cpp=$(BUILD)/%.o) \
         $$(EMULATOR_CODE:%.cpp=$(BUILD)/emulated/$(1)/%.o) $(BUILD)/train_gpt.o $$(OBJECTS)
 	@echo 'link  $$@'
