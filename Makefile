@@ -37,9 +37,10 @@ PYTHON := $(or $(shell for p in python3 /usr/bin/python3; do \
             $$p -c 'import matplotlib' 2>/dev/null && command -v $$p && break; done),python3)
 
 # ---- flags ----------------------------------------------------------------------------------------
-# The time goes into llmc/cpu and the libraries; the rest is compiled for a short build.
+# The time goes into llmc/cpu and the libraries; the rest, and tests even more, is compiled for a short build.
 OPT      ?= -O1 -g1
 CPU_OPT  ?= -O3 -g1
+TEST_OPT ?= -O0
 SANITIZE ?=
 WARN     := -Wall -Wextra
 CXXFLAGS := -std=c++20 $(OPT) $(WARN) -fopenmp -I. $(SANITIZE)
@@ -145,6 +146,7 @@ $(BUILD)/train_gpt.o: train_gpt.cu
 	$(Q)$(CXX) $(CXXFLAGS) -MMD -MP -x c++ -c $< -o $@
 
 $(BUILD)/llmc/cpu/%.o: CXXFLAGS += $(CPU_OPT) $(BLAS_FLAGS) $(DNNL_FLAGS)
+$(BUILD)/tests/%.o: CXXFLAGS += $(TEST_OPT)
 
 define isa_rule
 $(BUILD)/%_kernels.$(1).o: %_kernels.cpp
@@ -176,7 +178,7 @@ $(BUILD)/presets.cpp: $(PRESETS) Makefile
 # ---- the CUDA backend: by nvcc, and by g++ for the emulator ----------------------------------------
 # Architectures with machine code of their own; newer ones compile the PTX of compute_80 at start.
 GENCODE    ?= -gencode arch=compute_80,code=[sm_80,compute_80] -gencode arch=compute_90a,code=sm_90a
-NVCC_FLAGS = -std=c++20 -O3 -lineinfo -I. $(GENCODE) -Xptxas -v,--warn-on-spills \
+NVCC_FLAGS = -std=c++20 -O1 -lineinfo -I. $(GENCODE) -Xptxas -v,--warn-on-spills \
               -Xcompiler -Wall,-Wextra,-fopenmp
 CUDA_LIBS  := -L$(CUDA_HOME)/lib64 -Wl,-rpath,$(CUDA_HOME)/lib64 -lcublasLt -lcudart_static -ldl -lrt
 CUDA_TESTS   := $(filter-out %/test_backend_cpu.cpp,$(wildcard tests/unit/test_backend_*.cpp)) \
@@ -215,7 +217,7 @@ $(BUILD)/cuda/conformance: $(CONFORMANCE:%.cu=$(BUILD)/cuda/%.o) $(CORE_OBJECTS)
 EMULATED      := plain race asan
 EMULATOR_CODE := $(wildcard dev/emulator/*.cpp)
 EMULATOR_TESTS := $(wildcard tests/emulator/*.cu)
-EMULATE       := -DLMO_EMULATE_CUDA -fno-strict-aliasing -Wno-unknown-pragmas -Wno-psabi -isystem $(CUDA_HOME)/include -g
+EMULATE       := -DLMO_EMULATE_CUDA -fno-strict-aliasing -Wno-unknown-pragmas -Wno-psabi -isystem $(CUDA_HOME)/include -g1
 EMULATE_KERNELS_plain := -O2
 EMULATE_KERNELS_race  := -O1 -fsanitize=thread -DLMO_EMULATOR_RACE
 EMULATE_KERNELS_asan  := -O1 -fsanitize=address,undefined -fno-sanitize-recover=undefined -DLMO_EMULATOR_ASAN
@@ -223,6 +225,7 @@ EMULATE_RUNTIME_plain := -O2
 EMULATE_RUNTIME_race  := -O2 -DLMO_EMULATOR_RACE
 EMULATE_RUNTIME_asan  := -O2 -DLMO_EMULATOR_ASAN
 EMULATE_LINK_asan     := -fsanitize=address,undefined
+$(BUILD)/emulated/plain/tests/%.o: EMULATE_KERNELS_plain := -O1
 
 define emulated_rules
 $(BUILD)/emulated/$(1)/%.o: %.cu

@@ -10,6 +10,7 @@ orders, what nvcc made of them, and tests/long.
 Every skipped test is named with its reason. Standard library only.
 """
 import argparse
+import concurrent.futures
 import json
 import os
 import pathlib
@@ -90,8 +91,8 @@ def count_gtest(tally, program, report, status):
         tally.fail(program, f'status {status} although no test failed')
 
 
-def run_python(tally, folder, pattern):
-    heading(f'{folder}')
+def python_tests(folder):
+    """The tests of a folder by name."""
     sys.path.insert(0, str(ROOT / 'tests'))
     suite = unittest.defaultTestLoader.discover(str(ROOT / folder), top_level_dir=str(ROOT / folder))
 
@@ -101,20 +102,31 @@ def run_python(tally, folder, pattern):
                 yield from tests(item)
             else:
                 yield item
+    return {test.id(): test for test in tests(suite)}
 
-    for test in tests(suite):
-        if pattern and pattern.lower() not in test.id().lower():
-            continue
-        result = unittest.TestResult()
-        start = time.time()
-        test.run(result)
-        for _, reason in result.skipped:
-            tally.skip(test.id(), reason)
-        for _, text in result.failures + result.errors:
-            tally.fail(test.id(), text)
-        if result.wasSuccessful() and not result.skipped:
-            tally.passed += 1
-        print(f'{time.time() - start:6.1f} s  {test.id()}', flush=True)
+
+def run_python_test(folder, name):
+    """Runs one test in a process of the pool: its skip reasons, its failures, its seconds."""
+    test, result, start = python_tests(folder)[name], unittest.TestResult(), time.time()
+    test.run(result)
+    return [reason for _, reason in result.skipped], [text for _, text in result.failures + result.errors], \
+        time.time() - start
+
+
+def run_python(tally, folder, pattern, processes=1):
+    heading(f'{folder}')
+    names = [name for name in python_tests(folder) if pattern.lower() in name.lower()]
+    with concurrent.futures.ProcessPoolExecutor(processes) as pool:
+        running = [(name, pool.submit(run_python_test, folder, name)) for name in names]
+        for name, test in running:
+            skipped, failures, seconds = test.result()
+            for reason in skipped:
+                tally.skip(name, reason)
+            for text in failures:
+                tally.fail(name, text)
+            if not skipped and not failures:
+                tally.passed += 1
+            print(f'{seconds:6.1f} s  {name}', flush=True)
 
 
 ASAN = {'ASAN_OPTIONS': 'detect_leaks=1:allocator_may_return_null=1',
@@ -132,7 +144,7 @@ def run_quick(tally, build, only):
             if not only:
                 run_script(tally, 'every kernel was executed', 'check_kernels.py', 'coverage', str(log))
         run_gtest(tally, build / 'emulated/plain/emulator_tests', only, shards=2)
-    run_python(tally, 'tests/integration', only)
+    run_python(tally, 'tests/integration', only, processes=2)
 
 
 def run_long(tally, build, only):
