@@ -131,6 +131,13 @@ CLI::App* add_bench_train(CLI::App& group, BenchCommand& bench) {
     return command;
 }
 
+// For commands without a configuration file.
+void add_device(CLI::App* command, std::string& device, int& threads) {
+    command->add_option("--device", device, "auto, cpu or cuda")->capture_default_str();
+    command->add_option("--threads", threads, "CPU threads (default: all cores)")
+        ->check(integer_in(1, 4096));
+}
+
 CLI::App* add_bench_kernels(CLI::App& group, BenchKernelsOptions& options) {
     CLI::App* command = group.add_subcommand(
         "kernels", "Every operation by itself, beside the rates of a copy and of a matrix product");
@@ -145,9 +152,7 @@ CLI::App* add_bench_kernels(CLI::App& group, BenchKernelsOptions& options) {
     command->add_option("--seconds", options.seconds, "How long all of it may take, about")
         ->check(number_in(0.1, 3600))
         ->capture_default_str();
-    command->add_option("--device", options.device, "auto, cpu or cuda")->capture_default_str();
-    command->add_option("--threads", options.threads, "CPU threads (default: all cores)")
-        ->check(integer_in(1, 4096));
+    add_device(command, options.device, options.threads);
     command->add_flag("--json", options.json, "JSON lines only, no table");
     command->footer(
         "Example:\n  train_gpt bench kernels --config configs/model/llama-210m.json --only "
@@ -194,9 +199,7 @@ CLI::App* add_eval(CLI::App& app, EvalOptions& options) {
         ->check(integer_in(1, 1 << 20));
     command->add_option("--precision", options.precision, "auto, fp32, bf16 or fp64")
         ->capture_default_str();
-    command->add_option("--device", options.device, "auto, cpu or cuda")->capture_default_str();
-    command->add_option("--threads", options.threads, "CPU threads (default: all cores)")
-        ->check(integer_in(1, 4096));
+    add_device(command, options.device, options.threads);
     command->add_flag("--json", options.json, "Print the result line only");
     command->footer(
         "Example:\n  train_gpt eval --checkpoint runs/quickstart/checkpoints/step_00000600 "
@@ -228,9 +231,7 @@ CLI::App* add_generate(CLI::App& app, GenerateOptions& options) {
         ->capture_default_str();
     command->add_option("--tokenizer", options.tokenizer,
                         "bytes, gpt2 or a file (default: the one the model was trained with)");
-    command->add_option("--device", options.device, "auto, cpu or cuda")->capture_default_str();
-    command->add_option("--threads", options.threads, "CPU threads (default: all cores)")
-        ->check(integer_in(1, 4096));
+    add_device(command, options.device, options.threads);
     command->footer(
         "Example:\n  train_gpt generate --checkpoint "
         "runs/quickstart/checkpoints/step_00000600 --prompt \"It was \" --tokens 300");

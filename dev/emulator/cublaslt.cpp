@@ -31,8 +31,15 @@ constexpr int64_t kMinPart = 32;
 struct Problem {
     const Description* description;
     const Layout *a, *b, *c, *d;
-    int64_t m, n, k;
+    int64_t m = 0, n = 0, k = 0;
+    bool complete() const { return description && a && b && c && d; }
 };
+
+Problem open_problem(cublasLtMatmulDesc_t description, cublasLtMatrixLayout_t a,
+                     cublasLtMatrixLayout_t b, cublasLtMatrixLayout_t c, cublasLtMatrixLayout_t d) {
+    return {open<Description>(description), open<Layout>(a), open<Layout>(b), open<Layout>(c),
+            open<Layout>(d)};
+}
 
 bool type_is_known(uint32_t type) {
     return type == CUDA_R_32F || type == CUDA_R_16F || type == CUDA_R_16BF;
@@ -213,16 +220,9 @@ cublasStatus_t cublasLtMatmulAlgoGetHeuristic(cublasLtHandle_t handle,
                                               cublasLtMatmulHeuristicResult_t* results,
                                               int* returned) {
     if (!is_open(handle)) return CUBLAS_STATUS_NOT_INITIALIZED;
-    Problem p{open<Description>(description),
-              open<Layout>(a),
-              open<Layout>(b),
-              open<Layout>(c),
-              open<Layout>(d),
-              0,
-              0,
-              0};
+    Problem p = open_problem(description, a, b, c, d);
     const Preference* preference = open<Preference>(opaque);
-    if (!p.description || !p.a || !p.b || !p.c || !p.d || !preference || requested < 1 ||
+    if (!p.complete() || !preference || requested < 1 ||
         !results || !returned) {
         return kInvalid;
     }
@@ -259,16 +259,9 @@ cublasStatus_t cublasLtMatmulAlgoCheck(cublasLtHandle_t handle, cublasLtMatmulDe
                                        const cublasLtMatmulAlgo_t* opaque,
                                        cublasLtMatmulHeuristicResult_t* result) {
     if (!is_open(handle)) return CUBLAS_STATUS_NOT_INITIALIZED;
-    Problem p{open<Description>(description),
-              open<Layout>(a),
-              open<Layout>(b),
-              open<Layout>(c),
-              open<Layout>(d),
-              0,
-              0,
-              0};
+    Problem p = open_problem(description, a, b, c, d);
     const Algorithm* algorithm = open<Algorithm>(opaque);
-    if (!p.description || !p.a || !p.b || !p.c || !p.d || !algorithm || !result) return kInvalid;
+    if (!p.complete() || !algorithm || !result) return kInvalid;
     if (const cublasStatus_t status = check_problem(p); status != kSuccess) return status;
     if (algorithm->problem != hash(p)) return kNotSupported;
     memset(result, 0, sizeof *result);
@@ -286,15 +279,8 @@ cublasStatus_t cublasLtMatmul(cublasLtHandle_t handle, cublasLtMatmulDesc_t desc
                               cublasLtMatrixLayout_t d_layout, const cublasLtMatmulAlgo_t* chosen,
                               void* workspace, size_t workspace_bytes, cudaStream_t stream) {
     if (!is_open(handle)) return CUBLAS_STATUS_NOT_INITIALIZED;
-    Problem p{open<Description>(description),
-              open<Layout>(a_layout),
-              open<Layout>(b_layout),
-              open<Layout>(c_layout),
-              open<Layout>(d_layout),
-              0,
-              0,
-              0};
-    if (!p.description || !p.a || !p.b || !p.c || !p.d || !alpha || !beta || !a || !b || !c || !d ||
+    Problem p = open_problem(description, a_layout, b_layout, c_layout, d_layout);
+    if (!p.complete() || !alpha || !beta || !a || !b || !c || !d ||
         (workspace_bytes > 0 && !workspace)) {
         return kInvalid;
     }
