@@ -146,6 +146,7 @@ $(BUILD)/train_gpt.o: train_gpt.cu
 	$(Q)$(CXX) $(CXXFLAGS) -MMD -MP -x c++ -c $< -o $@
 
 $(BUILD)/llmc/cpu/%.o: CXXFLAGS += $(CPU_OPT) $(BLAS_FLAGS) $(DNNL_FLAGS)
+$(BUILD)/llmc/norm/singular_values.o: CXXFLAGS += $(CPU_OPT)
 $(BUILD)/tests/%.o: CXXFLAGS += $(TEST_OPT)
 
 define isa_rule

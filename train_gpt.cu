@@ -18,12 +18,13 @@
 #include <CLI/CLI.hpp>
 // defines: Error, UsageError, ExitStatus
 #include "llmc/core/error.h"
-// defines: run_schedule, run_bench_train, run_bench_kernels, run_eval, run_generate and their
-// options
+// defines: BenchCommand, add_bench, run_bench
+#include "llmc/train/bench_options.h"
+// defines: run_schedule, run_smoothness, run_eval, run_generate and their options
 #include "llmc/train/commands.h"
 // defines: Config, load_config
 #include "llmc/train/config.h"
-// defines: ConfigOptions, integer_in, number_in
+// defines: ConfigOptions, add_device, integer_in, number_in
 #include "llmc/train/options.h"
 // defines: explain_bus_errors
 #include "llmc/train/signals.h"
@@ -102,86 +103,36 @@ CLI::App* add_schedule(CLI::App& app, ScheduleCommand& schedule) {
     return command;
 }
 
-struct BenchCommand {
-    ConfigOptions config;
-    std::string device;
-    int threads = 0;
-    BenchTrainOptions train;
-    BenchKernelsOptions kernels;
-    CLI::App* kernels_command = nullptr;
+struct SmoothnessCommand {
+    SmoothnessOptions options;
+    std::string rho = "2";
 };
 
-CLI::App* add_bench_train(CLI::App& group, BenchCommand& bench) {
-    CLI::App* command = group.add_subcommand(
-        "train", "Training steps on random tokens: speed, time by part, memory; needs no data");
-    bench.config.add_to(command);
-    command->add_option("--steps", bench.train.steps, "Steps to measure")
-        ->check(integer_in(1, 1'000'000))
+CLI::App* add_smoothness(CLI::App& app, SmoothnessCommand& smoothness) {
+    SmoothnessOptions& options = smoothness.options;
+    CLI::App* command = app.add_subcommand(
+        "smoothness", "Fit K(delta) = K0 + K1 delta + K_rho delta^rho to the measurements of a run");
+    command->add_option("--run", options.run, "Run folder, trained with smoothness.every")
+        ->required();
+    command->add_option("--rho", smoothness.rho, "Exponent above 1, or search")
+        ->check(number_in(1.001, 1000) | CLI::IsMember({"search"}))
         ->capture_default_str();
-    command->add_option("--warmup", bench.train.warmup, "Steps before them")
-        ->check(integer_in(0, 1'000'000))
-        ->capture_default_str();
-    command->add_option("--device", bench.device, "auto, cpu or cuda (default: run.device)");
-    command->add_option("--threads", bench.threads, "CPU threads (default: run.threads)")
-        ->check(integer_in(1, 4096));
-    command->add_flag("--json", bench.train.json, "JSON lines only, no table");
+    command->add_option("--first", options.first_step, "First update of the window (default: all)")
+        ->check(integer_in(0, int64_t{1} << 40));
+    command->add_option("--last", options.last_step, "Last update of the window (default: all)")
+        ->check(integer_in(0, int64_t{1} << 40));
+    command->add_option("--out", options.out,
+                        "JSON file to write: for schedule.warmup.fit, and for plots");
+    command->add_flag("--json", options.json, "One JSON object");
     command->footer(
-        "Example:\n  train_gpt bench train --config configs/run/llama-124m-adamw.json "
-        "--set 'batch={\"sequences\": 2}'");
+        "Example:\n  train_gpt smoothness --run runs/quickstart --last 200 --out fit.json");
     return command;
 }
 
-// For commands without a configuration file.
-void add_device(CLI::App* command, std::string& device, int& threads) {
-    command->add_option("--device", device, "auto, cpu or cuda")->capture_default_str();
-    command->add_option("--threads", threads, "CPU threads (default: all cores)")
-        ->check(integer_in(1, 4096));
-}
-
-CLI::App* add_bench_kernels(CLI::App& group, BenchKernelsOptions& options) {
-    CLI::App* command = group.add_subcommand(
-        "kernels", "Every operation by itself, beside the rates of a copy and of a matrix product");
-    command->add_option("--config", options.config,
-                        "JSON configuration with the model's shapes (default: LLaMA 124M)");
-    command
-        ->add_option("--tokens", options.tokens, "Rows (default: 131072 on a GPU, 2048 on a CPU)")
-        ->check(integer_in(1, 1 << 24));
-    command->add_option("--dtype", options.precision, "bf16 or fp32 (default: the device's choice)")
-        ->check(CLI::IsMember({"bf16", "fp32"}));
-    command->add_option("--only", options.only, "Only operations with this text in their name");
-    command->add_option("--seconds", options.seconds, "How long all of it may take, about")
-        ->check(number_in(0.1, 3600))
-        ->capture_default_str();
-    add_device(command, options.device, options.threads);
-    command->add_flag("--json", options.json, "JSON lines only, no table");
-    command->footer(
-        "Example:\n  train_gpt bench kernels --config configs/model/llama-210m.json --only "
-        "rmsnorm");
-    return command;
-}
-
-CLI::App* add_bench(CLI::App& app, BenchCommand& bench) {
-    CLI::App* group = app.add_subcommand("bench", "Measure how fast this machine is");
-    group->require_subcommand(1);
-    add_bench_train(*group, bench);
-    bench.kernels_command = add_bench_kernels(*group, bench.kernels);
-    group->footer(
-        "Examples:\n  train_gpt bench train --config configs/run/quickstart.json\n"
-        "  train_gpt bench kernels");
-    return group;
-}
-
-void run_bench(BenchCommand& bench) {
-    if (*bench.kernels_command) return run_bench_kernels(bench.kernels);
-    if (!bench.device.empty()) {
-        bench.config.overrides.push_back("run.device=\"" + bench.device + "\"");
-    }
-    if (bench.threads > 0) {
-        bench.config.overrides.push_back("run.threads=" + std::to_string(bench.threads));
-    }
-    bench.train.config = bench.config.file;
-    run_bench_train(load_config(bench.config.file, bench.config.overrides, ConfigUse::schedule),
-                    bench.train);
+void run_smoothness(SmoothnessCommand& smoothness) {
+    smoothness.options.rho = std::nullopt;
+    if (smoothness.rho != "search") smoothness.options.rho = std::stod(smoothness.rho);
+    lmo::run_smoothness(smoothness.options);
 }
 
 CLI::App* add_eval(CLI::App& app, EvalOptions& options) {
@@ -267,11 +218,13 @@ int main(int argc, char** argv) {
     app.require_subcommand(1);
     TrainOptions train_options;
     ScheduleCommand schedule;
+    SmoothnessCommand smoothness;
     BenchCommand bench;
     EvalOptions eval;
     GenerateOptions generate;
     CLI::App* train_command = add_train(app, train_options);
     CLI::App* schedule_command = add_schedule(app, schedule);
+    CLI::App* smoothness_command = add_smoothness(app, smoothness);
     CLI::App* bench_command = add_bench(app, bench);
     CLI::App* eval_command = add_eval(app, eval);
     CLI::App* generate_command = add_generate(app, generate);
@@ -288,6 +241,7 @@ int main(int argc, char** argv) {
                 load_config(schedule.config.file, schedule.config.overrides, ConfigUse::schedule),
                 schedule.options);
         }
+        if (*smoothness_command) ::run_smoothness(smoothness);
         if (*bench_command) run_bench(bench);
         if (*eval_command) run_eval(eval);
         if (*generate_command) run_generate(generate);

@@ -1,15 +1,18 @@
 // The norms: sign (largest entry), Frobenius, spectral, and none. For an m x n tensor:
 //
-//   norm       dir(x)                             dual norm            kappa
-//   sign       sign(x)                            sum of |entries|     m n
-//   frobenius  x / ||x||_F                        Frobenius            1
-//   spectral   U V^T of x = U S V^T, by           sum of S (nuclear)   min(m, n)
+//   norm       dir(x)                             primal norm        dual norm            kappa
+//   sign       sign(x)                            largest |entry|    sum of |entries|     m n
+//   frobenius  x / ||x||_F                        Frobenius          Frobenius            1
+//   spectral   U V^T of x = U S V^T, by           largest of S       sum of S (nuclear)   min(m, n)
 //              Newton-Schulz iteration
 #include "llmc/norm/norm.h"
 
 #include <algorithm>
+#include <cmath>
+#include <numeric>
 
 #include "llmc/core/error.h"
+#include "llmc/norm/singular_values.h"
 
 namespace lmo {
 
@@ -17,14 +20,40 @@ namespace {
 
 constexpr double kFrobeniusEps = 1e-8;  // what the published normalised SGD adds to the norm
 
-// Leaves x alone: Adam brings its own scaling. As that bounds every entry by about 1, kappa is the
-// sign norm's.
+double largest_entry(std::span<const double> x) {
+    double largest = 0.0;
+    for (double value : x) largest = std::max(largest, std::fabs(value));
+    return largest;
+}
+
+double sum_of_entries(std::span<const double> x) {
+    double sum = 0.0;
+    for (double value : x) sum += std::fabs(value);
+    return sum;
+}
+
+double frobenius(std::span<const double> x) {
+    const double scale = largest_entry(x);  // so that squares neither overflow nor vanish
+    if (scale == 0.0) return 0.0;
+    double sum = 0.0;
+    for (double value : x) sum += value / scale * (value / scale);
+    return scale * std::sqrt(sum);
+}
+
+// Leaves x alone: Adam brings its own scaling. As that bounds every entry by about 1, kappa and the
+// measured norms are the sign norm's.
 class NoNorm : public Norm {
   public:
     NormType type() const override { return NormType::none; }
     void check(const std::string&, const Shape&) const override {}
     void direction(Backend&, std::span<const Tensor>, const Tensor&) const override {}
     size_t workspace_bytes(const Backend&, std::span<const Tensor>) const override { return 0; }
+    double primal(Backend&, std::span<const double> x, const Shape&) const override {
+        return largest_entry(x);
+    }
+    double dual(Backend&, std::span<const double> x, const Shape&) const override {
+        return sum_of_entries(x);
+    }
     double kappa(const Shape& shape) const override { return static_cast<double>(shape.count()); }
     double flops(const Shape&) const override { return 0.0; }
 };
@@ -37,6 +66,12 @@ class SignNorm : public Norm {
         backend.sign({x});
     }
     size_t workspace_bytes(const Backend&, std::span<const Tensor>) const override { return 0; }
+    double primal(Backend&, std::span<const double> x, const Shape&) const override {
+        return largest_entry(x);
+    }
+    double dual(Backend&, std::span<const double> x, const Shape&) const override {
+        return sum_of_entries(x);
+    }
     double kappa(const Shape& shape) const override { return static_cast<double>(shape.count()); }
     double flops(const Shape& shape) const override { return static_cast<double>(shape.count()); }
 };
@@ -51,6 +86,12 @@ class FrobeniusNorm : public Norm {
     }
     size_t workspace_bytes(const Backend& backend, std::span<const Tensor> x) const override {
         return backend.workspace_bytes(FrobeniusNormalize{x, kFrobeniusEps, {}});
+    }
+    double primal(Backend&, std::span<const double> x, const Shape&) const override {
+        return frobenius(x);
+    }
+    double dual(Backend&, std::span<const double> x, const Shape&) const override {
+        return frobenius(x);
     }
     double kappa(const Shape&) const override { return 1.0; }
     double flops(const Shape& shape) const override {  // square, add, scale
@@ -87,6 +128,13 @@ class SpectralNorm : public Norm {
         return bytes;
     }
 
+    double primal(Backend& host, std::span<const double> x, const Shape& shape) const override {
+        return singular_values(host, x, shape).front();
+    }
+    double dual(Backend& host, std::span<const double> x, const Shape& shape) const override {
+        const std::vector<double> values = singular_values(host, x, shape);
+        return std::accumulate(values.begin(), values.end(), 0.0);
+    }
     double kappa(const Shape& shape) const override {
         return static_cast<double>(std::min(shape.rows(), shape.columns()));
     }

@@ -41,6 +41,10 @@ class Norm {
     virtual void direction(Backend& backend, std::span<const Tensor> x,
                            const Tensor& workspace) const = 0;
     virtual size_t workspace_bytes(const Backend& backend, std::span<const Tensor> x) const = 0;
+    // ||x|| and the dual norm ||x||_* of a row-major tensor that was measured: exact, in fp64, and
+    // without Newton-Schulz. `host` is a backend with fp64.
+    virtual double primal(Backend& host, std::span<const double> x, const Shape& shape) const = 0;
+    virtual double dual(Backend& host, std::span<const double> x, const Shape& shape) const = 0;
     // sup ||g||_* / ||g|| over tensors g of this shape: min(m, n), m n, or 1.
     virtual double kappa(const Shape& shape) const = 0;
     // Floating-point operations of one direction.

@@ -261,11 +261,15 @@ void Optimizer::step(const ParameterBuffer& weights, const ParameterBuffer& copi
     }
 }
 
-double warmup_kappa(const OptimizerConfig& config, const ParameterList& parameters) {
+std::unique_ptr<Norm> matrix_norm(const OptimizerConfig& config, const ParameterList& parameters) {
     const auto matrix = std::find_if(parameters.begin(), parameters.end(),
                                      [](const Parameter& p) { return p.role == Role::matrix; });
     assert(matrix != parameters.end() && "a model without a matrix");
-    const std::unique_ptr<Norm> norm = make_norm(config.groups[group_of(config, *matrix)].norm);
+    return make_norm(config.groups[group_of(config, *matrix)].norm);
+}
+
+double warmup_kappa(const OptimizerConfig& config, const ParameterList& parameters) {
+    const std::unique_ptr<Norm> norm = matrix_norm(config, parameters);
     double kappa = 0.0;
     for (const ParameterBlock& block : parameters.blocks(true)) {
         if (block.shape.rank() == 2) kappa += norm->kappa(block.shape);

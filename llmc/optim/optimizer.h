@@ -67,8 +67,12 @@ class Optimizer {
     std::vector<Tensor> gradient_views_;
 };
 
+// The norm that the `matrix` role uses: the scale of the adaptive warm-up, and what the smoothness
+// analyzer measures by.
+std::unique_ptr<Norm> matrix_norm(const OptimizerConfig& config, const ParameterList& parameters);
+
 // kappa of the adaptive warm-up: the sum over all 2-D blocks (q, k, v as one matrix, the embedding
-// once, an untied head too) of the norm that the `matrix` role uses; a group without a norm (adamw)
+// once, an untied head too) of matrix_norm; a group without a norm (adamw)
 // counts by the sign norm. arXiv 2602.05813, section 3; algorithms.md 1.2.
 double warmup_kappa(const OptimizerConfig& config, const ParameterList& parameters);
 

@@ -1,6 +1,7 @@
 // The subcommands of train_gpt besides `train`: plain option structs in, text on stdout out.
 #pragma once
 
+#include <limits>
 #include <optional>
 #include <string>
 
@@ -16,6 +17,18 @@ struct ScheduleOptions {
     bool json = false;
 };
 void run_schedule(const Config& config, const ScheduleOptions& options);
+
+// Fits the smoothness model to the measurements in a run's metrics.jsonl.
+struct SmoothnessOptions {
+    std::string run, out;              // run folder; JSON file to write, may be empty
+    std::optional<double> rho = 2.0;  // none: searched
+    int64_t first_step = 0, last_step = std::numeric_limits<int64_t>::max();
+    bool json = false;
+};
+void run_smoothness(const SmoothnessOptions& options);
+// The gap at the rate's peak in a file that run_smoothness wrote. Throws UsageError when the file
+// is not one, was fitted for another target loss, or has no peak.
+double measured_delta_star(const std::string& path, double target_loss);
 
 // Training steps of a configuration on random tokens; data, schedule and outputs are not used.
 struct BenchTrainOptions {

@@ -56,4 +56,11 @@ struct ConfigOptions {
     }
 };
 
+// For commands without a configuration file.
+inline void add_device(CLI::App* command, std::string& device, int& threads) {
+    command->add_option("--device", device, "auto, cpu or cuda")->capture_default_str();
+    command->add_option("--threads", threads, "CPU threads (default: all cores)")
+        ->check(integer_in(1, 4096));
+}
+
 }  // namespace lmo

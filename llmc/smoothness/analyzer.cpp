@@ -1,0 +1,88 @@
+#include "llmc/smoothness/analyzer.h"
+
+#include <algorithm>
+
+namespace lmo {
+
+namespace {
+
+std::vector<double> to_host(Backend& backend, const Tensor& tensor) {
+    std::vector<double> values(static_cast<size_t>(tensor.count()));
+    if (tensor.dtype == DType::f64) {
+        backend.copy_out(values.data(), tensor);
+        return values;
+    }
+    assert(tensor.dtype == DType::f32);
+    std::vector<float> single(values.size());
+    backend.copy_out(single.data(), tensor);
+    std::copy(single.begin(), single.end(), values.begin());
+    return values;
+}
+
+}  // namespace
+
+double SmoothnessSample::weight_change() const {
+    double largest = 0.0;
+    for (const Layer& layer : layers) largest = std::max(largest, layer.weight_change);
+    return largest;
+}
+
+double SmoothnessSample::gradient_change() const {
+    double sum = 0.0;
+    for (const Layer& layer : layers) sum += layer.gradient_change;
+    return sum;
+}
+
+double SmoothnessSample::noise_change() const {
+    double sum = 0.0;
+    for (const Layer& layer : layers) sum += layer.noise_change;
+    return sum;
+}
+
+SmoothnessAnalyzer::SmoothnessAnalyzer(Backend& backend, Backend& host, std::unique_ptr<Norm> norm,
+                                       const ParameterList& parameters)
+    : backend_(backend), host_(host), norm_(std::move(norm)) {
+    for (const ParameterBlock& block : parameters.blocks(true)) {
+        if (block.shape.rank() == 2) blocks_.push_back(block);
+    }
+    weights_.resize(blocks_.size());
+    gradients_.resize(blocks_.size());
+}
+
+std::vector<double> SmoothnessAnalyzer::change(const ParameterBlock& block, const Tensor& now,
+                                               const std::vector<double>& then) const {
+    assert(static_cast<int64_t>(then.size()) == block.shape.count());
+    std::vector<double> difference = to_host(backend_, now);
+    for (size_t i = 0; i < then.size(); ++i) difference[i] -= then[i];
+    return difference;
+}
+
+void SmoothnessAnalyzer::before(const ParameterBuffer& weights, const ParameterBuffer& gradients) {
+    for (size_t i = 0; i < blocks_.size(); ++i) {
+        weights_[i] = to_host(backend_, weights[blocks_[i]]);
+        gradients_[i] = to_host(backend_, gradients[blocks_[i]]);
+    }
+}
+
+void SmoothnessAnalyzer::after(const ParameterBuffer& weights, const ParameterBuffer& gradients) {
+    sample_.layers.clear();
+    for (size_t i = 0; i < blocks_.size(); ++i) {
+        const ParameterBlock& block = blocks_[i];
+        const std::vector<double> step = change(block, weights[block], weights_[i]);
+        const std::vector<double> turn = change(block, gradients[block], gradients_[i]);
+        sample_.layers.push_back({block.name, norm_->primal(host_, step, block.shape),
+                                  norm_->dual(host_, turn, block.shape), 0.0});
+        gradients_[i] = to_host(backend_, gradients[block]);
+    }
+}
+
+SmoothnessSample SmoothnessAnalyzer::other_batch(const ParameterBuffer& gradients) {
+    assert(sample_.layers.size() == blocks_.size() && "after() comes first");
+    for (size_t i = 0; i < blocks_.size(); ++i) {
+        const std::vector<double> noise = change(blocks_[i], gradients[blocks_[i]], gradients_[i]);
+        sample_.layers[i].noise_change = norm_->dual(host_, noise, blocks_[i].shape);
+    }
+    return sample_;
+}
+
+}  // namespace lmo

@@ -1,0 +1,62 @@
+// The trajectory analyzer: how fast the gradient changes along the path of training, in the norms
+// of the optimizer (arXiv 2602.05813, section 5; dev/docs/smoothness.md).
+//
+//   K^t = || grad f(x^{t+1}; xi_t) - grad f(x^t; xi_t) ||_*  /  || x^{t+1} - x^t ||
+//
+// with the same batch xi_t in both gradients. Over several matrices the primal norm is the largest
+// and the dual norm the sum. Beside it the noise floor: the same quotient with the difference that
+// another batch alone makes, || grad f(x^{t+1}; xi') - grad f(x^{t+1}; xi_t) ||_*. An estimate that
+// compares gradients of different batches measures that floor.
+#pragma once
+
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "llmc/core/parameter.h"
+#include "llmc/norm/norm.h"
+
+namespace lmo {
+
+struct SmoothnessSample {
+    struct Layer {
+        std::string name;
+        double weight_change, gradient_change, noise_change;  // norms, not quotients
+    };
+    std::vector<Layer> layers;
+
+    double weight_change() const;    // the largest
+    double gradient_change() const;  // the sum
+    double noise_change() const;     // the sum
+    // Whether the weights moved at all (more than 1e-12): else there is no quotient.
+    bool moved() const { return weight_change() >= 1e-12; }
+};
+
+class SmoothnessAnalyzer {
+  public:
+    // Measures every matrix of the list (fused q, k, v as one; gains are left out) by `norm`. The
+    // buffers live on `backend`; norms are computed in fp64 on `host`, which may be the same one.
+    // Takes host memory for two copies of the parameters.
+    SmoothnessAnalyzer(Backend& backend, Backend& host, std::unique_ptr<Norm> norm,
+                       const ParameterList& parameters);
+
+    // Before an update: the weights, and their gradient over a batch. Waits.
+    void before(const ParameterBuffer& weights, const ParameterBuffer& gradients);
+    // After it: the new weights, and their gradient over the same batch.
+    void after(const ParameterBuffer& weights, const ParameterBuffer& gradients);
+    // The gradient at the new weights over another batch; completes the sample.
+    SmoothnessSample other_batch(const ParameterBuffer& gradients);
+
+  private:
+    std::vector<double> change(const ParameterBlock& block, const Tensor& now,
+                               const std::vector<double>& then) const;
+
+    Backend& backend_;
+    Backend& host_;
+    std::unique_ptr<Norm> norm_;
+    std::vector<ParameterBlock> blocks_;
+    std::vector<std::vector<double>> weights_, gradients_;  // of each block
+    SmoothnessSample sample_;
+};
+
+}  // namespace lmo

@@ -1,0 +1,86 @@
+// The `bench` subcommand: its options, and its call.
+#pragma once
+
+#include <string>
+
+#include "llmc/train/commands.h"
+#include "llmc/train/options.h"
+
+namespace lmo {
+
+struct BenchCommand {
+    ConfigOptions config;
+    std::string device;
+    int threads = 0;
+    BenchTrainOptions train;
+    BenchKernelsOptions kernels;
+    CLI::App* kernels_command = nullptr;
+};
+
+inline CLI::App* add_bench_train(CLI::App& group, BenchCommand& bench) {
+    CLI::App* command = group.add_subcommand(
+        "train", "Training steps on random tokens: speed, time by part, memory; needs no data");
+    bench.config.add_to(command);
+    command->add_option("--steps", bench.train.steps, "Steps to measure")
+        ->check(integer_in(1, 1'000'000))
+        ->capture_default_str();
+    command->add_option("--warmup", bench.train.warmup, "Steps before them")
+        ->check(integer_in(0, 1'000'000))
+        ->capture_default_str();
+    command->add_option("--device", bench.device, "auto, cpu or cuda (default: run.device)");
+    command->add_option("--threads", bench.threads, "CPU threads (default: run.threads)")
+        ->check(integer_in(1, 4096));
+    command->add_flag("--json", bench.train.json, "JSON lines only, no table");
+    command->footer(
+        "Example:\n  train_gpt bench train --config configs/run/llama-124m-adamw.json "
+        "--set 'batch={\"sequences\": 2}'");
+    return command;
+}
+
+inline CLI::App* add_bench_kernels(CLI::App& group, BenchKernelsOptions& options) {
+    CLI::App* command = group.add_subcommand(
+        "kernels", "Every operation by itself, beside the rates of a copy and of a matrix product");
+    command->add_option("--config", options.config,
+                        "JSON configuration with the model's shapes (default: LLaMA 124M)");
+    command
+        ->add_option("--tokens", options.tokens, "Rows (default: 131072 on a GPU, 2048 on a CPU)")
+        ->check(integer_in(1, 1 << 24));
+    command->add_option("--dtype", options.precision, "bf16 or fp32 (default: the device's choice)")
+        ->check(CLI::IsMember({"bf16", "fp32"}));
+    command->add_option("--only", options.only, "Only operations with this text in their name");
+    command->add_option("--seconds", options.seconds, "How long all of it may take, about")
+        ->check(number_in(0.1, 3600))
+        ->capture_default_str();
+    add_device(command, options.device, options.threads);
+    command->add_flag("--json", options.json, "JSON lines only, no table");
+    command->footer(
+        "Example:\n  train_gpt bench kernels --config configs/model/llama-210m.json --only "
+        "rmsnorm");
+    return command;
+}
+
+inline CLI::App* add_bench(CLI::App& app, BenchCommand& bench) {
+    CLI::App* group = app.add_subcommand("bench", "Measure how fast this machine is");
+    group->require_subcommand(1);
+    add_bench_train(*group, bench);
+    bench.kernels_command = add_bench_kernels(*group, bench.kernels);
+    group->footer(
+        "Examples:\n  train_gpt bench train --config configs/run/quickstart.json\n"
+        "  train_gpt bench kernels");
+    return group;
+}
+
+inline void run_bench(BenchCommand& bench) {
+    if (*bench.kernels_command) return run_bench_kernels(bench.kernels);
+    if (!bench.device.empty()) {
+        bench.config.overrides.push_back("run.device=\"" + bench.device + "\"");
+    }
+    if (bench.threads > 0) {
+        bench.config.overrides.push_back("run.threads=" + std::to_string(bench.threads));
+    }
+    bench.train.config = bench.config.file;
+    run_bench_train(load_config(bench.config.file, bench.config.overrides, ConfigUse::schedule),
+                    bench.train);
+}
+
+}  // namespace lmo

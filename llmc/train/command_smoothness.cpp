@@ -1,0 +1,171 @@
+// train_gpt smoothness: fits K0, K1 and K_rho to what a run measured with smoothness.every.
+#include <algorithm>
+#include <cstdio>
+
+#include "llmc/io/files.h"
+#include "llmc/smoothness/fit.h"
+#include "llmc/train/commands.h"
+#include "llmc/train/json_merge.h"
+
+namespace lmo {
+
+namespace {
+
+// What the run wrote: one point a measurement, for the whole network and for each of its matrices.
+struct Measurements {
+    struct Series {
+        std::string name;
+        std::vector<SmoothnessPoint> points;
+        std::vector<double> noise;  // the ratio that another batch alone makes
+    };
+    std::vector<Series> series;  // the first one is the whole network
+    double target_loss = 0.0;
+
+    Series& of(const std::string& name) {
+        for (Series& s : series) {
+            if (s.name == name) return s;
+        }
+        return series.emplace_back(Series{name, {}, {}});
+    }
+};
+
+constexpr const char* kTotal = "total";
+
+void add_line(Measurements& all, const Json& line) {
+    if (line.at("ratio").is_null()) return;  // the weights did not move, or a value is not finite
+    const auto step = line.at("step").get<int64_t>();
+    const auto delta = line.at("delta").get<double>();
+    all.target_loss = line.at("target_loss").get<double>();
+    const auto add = [&](const std::string& name, double ratio, double noise) {
+        Measurements::Series& series = all.of(name);
+        series.points.push_back({step, delta, ratio});
+        series.noise.push_back(noise);
+    };
+    add(kTotal, line.at("ratio").get<double>(), line.at("noise").get<double>());
+    for (const auto& [name, layer] : line.at("layers").items()) {
+        const auto moved = layer.at("weight_change").get<double>();
+        if (moved < 1e-12) continue;
+        add(name, layer.at("gradient_change").get<double>() / moved,
+            layer.at("noise_change").get<double>() / moved);
+    }
+}
+
+Measurements read_measurements(const std::string& folder) {
+    const std::string path = folder + "/metrics.jsonl";
+    const std::string text = read_file(path);
+    Measurements all;
+    int64_t number = 1;
+    for (size_t begin = 0; begin < text.size(); ++number) {
+        const size_t end = text.find('\n', begin);
+        if (end == std::string::npos) break;  // the run may be writing it just now
+        const std::string where = path + ", line " + std::to_string(number);
+        const Json line = parse_json(text.substr(begin, end - begin), where);
+        begin = end + 1;
+        try {
+            if (line.at("type") == "smoothness") add_line(all, line);
+        } catch (const nlohmann::json::exception& error) {
+            throw Error(where + ": not a line of metrics (" + error.what() + ")");
+        }
+    }
+    if (all.series.empty()) {
+        throw Error(path + ": holds no measurement of the smoothness; train with --set "
+                           "smoothness.every=K (K updates between two measurements)");
+    }
+    return all;
+}
+
+double median(std::vector<double> values) {
+    const auto middle = values.begin() + static_cast<int64_t>(values.size() / 2);
+    std::nth_element(values.begin(), middle, values.end());
+    return *middle;
+}
+
+Json report_of(const Measurements::Series& series, const SmoothnessFitOptions& options) {
+    std::vector<double> ratios;
+    for (const SmoothnessPoint& p : series.points) ratios.push_back(p.ratio);
+    const SmoothnessFit fit = fit_smoothness(series.points, options);
+    const auto star = fit.delta_star();
+    return {{"name", series.name},
+            {"median_ratio", median(ratios)},
+            {"median_noise", median(series.noise)},
+            {"K0", fit.K0},
+            {"K1", fit.K1},
+            {"K_rho", fit.K_rho},
+            {"rho", fit.rho},
+            {"r2", fit.r2},
+            {"share_above", fit.share_above},
+            {"points", fit.points},
+            {"delta_star", star ? Json(*star) : Json()}};
+}
+
+void print_table(const Json& report) {
+    std::printf("%-44s %10s %10s %10s %10s %10s %6s %6s\n", "matrix", "median K", "noise", "K0", "K1",
+                "K_rho", "rho", "R^2");
+    for (const Json& row : report["fits"]) {
+        std::string name = row["name"];
+        if (name.size() > 44) name = "..." + name.substr(name.size() - 41);
+        std::printf("%-44s %10.4g %10.4g %10.4g %10.4g %10.4g %6.3g %6.3f\n", name.c_str(),
+                    row["median_ratio"].get<double>(), row["median_noise"].get<double>(),
+                    row["K0"].get<double>(), row["K1"].get<double>(), row["K_rho"].get<double>(),
+                    row["rho"].get<double>(), row["r2"].get<double>());
+    }
+    const Json& total = report["fits"][0];
+    std::printf("\n%lld measurements fitted, %.0f %% of them above the curve; ",
+                static_cast<long long>(total["points"].get<int64_t>()),
+                100.0 * total["share_above"].get<double>());
+    if (total["delta_star"].is_null()) {
+        std::printf("delta / K(delta) has no peak (K0 or K_rho is not positive)\n");
+    } else {
+        std::printf("delta / K(delta) peaks at a gap of %.6g\n", total["delta_star"].get<double>());
+    }
+}
+
+}  // namespace
+
+void run_smoothness(const SmoothnessOptions& options) {
+    const Measurements all = read_measurements(options.run);
+    SmoothnessFitOptions fit;
+    fit.rho = options.rho;
+    fit.first_step = options.first_step;
+    fit.last_step = options.last_step;
+    Json report = {{"run", options.run}, {"target_loss", all.target_loss}, {"fits", Json::array()}};
+    for (const Measurements::Series& series : all.series) {
+        try {
+            report["fits"].push_back(report_of(series, fit));
+        } catch (const Error& error) {
+            throw Error(options.run + ": " + series.name + ": " + error.what());
+        }
+    }
+    if (!options.out.empty()) write_file_atomically(options.out, report.dump(2) + "\n");
+    if (options.json) {
+        std::printf("%s\n", report.dump().c_str());
+    } else {
+        print_table(report);
+    }
+    flush_output();
+}
+
+double measured_delta_star(const std::string& path, double target_loss) {
+    const std::string key = "schedule.warmup.fit";
+    const Json report = read_json_object(path, key);
+    try {
+        const auto target = report.at("target_loss").get<double>();
+        if (target != target_loss) {
+            throw UsageError(key + ": " + path + " was fitted for the target loss " +
+                             Json(target).dump() + ", but schedule.warmup.target_loss is " +
+                             Json(target_loss).dump() + ": measure again, or use that target");
+        }
+        const Json& star = report.at("fits").at(0).at("delta_star");
+        if (star.is_null()) {
+            throw UsageError(key + ": " + path +
+                             ": the rate delta / K(delta) of this fit has no peak (K0 or K_rho is "
+                             "not positive): fit another window, or give delta_star a number");
+        }
+        return star.get<double>();
+    } catch (const nlohmann::json::exception& error) {
+        throw UsageError(key + ": " + path + ": expected a file that `train_gpt smoothness --out` " +
+                         "wrote (" + error.what() + ")");
+    }
+}
+
+}  // namespace lmo
