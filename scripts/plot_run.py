@@ -118,6 +118,24 @@ def draw_phases(figure_axes, run):
     return list(seen.values())
 
 
+def style(pyplot):
+    """The look of all our plots."""
+    pyplot.rcParams.update({"font.size": 10, "axes.spines.top": False, "axes.spines.right": False,
+                            "axes.grid": True, "grid.color": "#dddddd", "grid.linewidth": 0.6,
+                            "axes.axisbelow": True, "legend.frameon": True,
+                            "legend.framealpha": 0.9, "legend.edgecolor": "none"})
+
+
+def save_figure(pyplot, figure, path):
+    try:
+        figure.savefig(path, dpi=150)
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise PlotError(f"cannot write '{path}': {reason}") from None
+    finally:
+        pyplot.close(figure)
+
+
 def rates_differ_widely(runs):
     """A linear axis would press the smaller of two peaks flat."""
     peaks = [max((rate for _, _, rate, _ in run.train if rate > 0), default=0) for run in runs]
@@ -131,10 +149,7 @@ def draw(runs, path):
     matplotlib.use("Agg")  # no display needed
     from matplotlib import pyplot
 
-    pyplot.rcParams.update({"font.size": 10, "axes.spines.top": False, "axes.spines.right": False,
-                            "axes.grid": True, "grid.color": "#dddddd", "grid.linewidth": 0.6,
-                            "axes.axisbelow": True, "legend.frameon": True,
-                            "legend.framealpha": 0.9, "legend.edgecolor": "none"})
+    style(pyplot)
     figure, (loss, rate) = pyplot.subplots(2, 1, sharex=True, figsize=(8.5, 6.2),
                                            gridspec_kw={"height_ratios": [2.2, 1]},
                                            constrained_layout=True)
@@ -167,13 +182,7 @@ def draw(runs, path):
         rate.ticklabel_format(axis="y", style="sci", scilimits=(-2, 3), useMathText=True)
     last = max(max([step for step, *_ in run.train + run.val]) for run in runs)
     rate.set_xlim(-0.01 * (last + 1), 1.01 * (last + 1))
-    try:
-        figure.savefig(path, dpi=150)
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise PlotError(f"cannot write '{path}': {reason}") from None
-    finally:
-        pyplot.close(figure)
+    save_figure(pyplot, figure, path)
 
 
 def main():

@@ -95,15 +95,20 @@ Tridiagonal tridiagonalise(std::span<double> a, int64_t n) {
     return t;
 }
 
-// Index of the first element from `from` on below which the matrix falls apart: |below| is nothing
-// beside its neighbours on the diagonal.
-int64_t end_of_block(const Tridiagonal& t, int64_t from) {
+// The largest |element|: rounding errors of a sweep are epsilon times this, everywhere, so that
+// smaller elements below the diagonal are nothing.
+double largest_element(const Tridiagonal& t) {
+    double largest = 0.0;
+    for (double value : t.diagonal) largest = std::max(largest, std::fabs(value));
+    for (double value : t.below) largest = std::max(largest, std::fabs(value));
+    return largest;
+}
+
+// Index of the first element from `from` on below which the matrix falls apart.
+int64_t end_of_block(const Tridiagonal& t, int64_t from, double nothing) {
     const int64_t last = static_cast<int64_t>(t.diagonal.size()) - 1;
     int64_t end = from;
-    for (; end < last; ++end) {
-        const double neighbours = std::fabs(t.diagonal[end]) + std::fabs(t.diagonal[end + 1]);
-        if (std::fabs(t.below[end]) <= std::numeric_limits<double>::epsilon() * neighbours) break;
-    }
+    while (end < last && !(std::fabs(t.below[end]) <= nothing)) ++end;
     return end;
 }
 
@@ -140,15 +145,19 @@ void ql_sweep(Tridiagonal& t, int64_t first, int64_t last) {
 std::vector<double> symmetric_eigenvalues(std::span<double> matrix, int64_t n) {
     assert(static_cast<int64_t>(matrix.size()) == n * n);
     if (n == 0) return {};
+    for (double value : matrix) {
+        if (!std::isfinite(value)) throw Error("eigenvalues: a matrix that is not finite");
+    }
     Tridiagonal t = tridiagonalise(matrix, n);
+    const double nothing = std::numeric_limits<double>::epsilon() * largest_element(t);
     constexpr int kSweeps = 60;  // two or three are usual
     for (int64_t first = 0; first < n; ++first) {
         for (int sweep = 0;; ++sweep) {
-            const int64_t last = end_of_block(t, first);
+            const int64_t last = end_of_block(t, first, nothing);
             if (last == first) break;
             if (sweep == kSweeps) {
                 throw Error("eigenvalues: no convergence for a matrix of " + std::to_string(n) +
-                            " rows; is it finite?");
+                            " rows");
             }
             ql_sweep(t, first, last);
         }

@@ -17,7 +17,7 @@ std::vector<double> singular_values(Backend& host, std::span<const double> matri
 
 // All eigenvalues of a symmetric matrix [n, n], in descending order; the matrix is overwritten.
 // Householder tridiagonalisation, then the QL algorithm with implicit shifts (Golub & Van Loan,
-// Matrix Computations, 8.3). Throws Error when it does not converge (a matrix that is not finite).
+// Matrix Computations, 8.3). Throws Error for a matrix that is not finite.
 std::vector<double> symmetric_eigenvalues(std::span<double> matrix, int64_t n);
 
 }  // namespace lmo

@@ -145,6 +145,7 @@ void read_outputs(Config& config, const Reader& read) {
     config.eval.every = read.integer("eval.every");
     config.eval.batches = read.integer("eval.batches");
     if (read.has("eval.sample")) config.eval.sample = read.text("eval.sample");
+    config.smoothness = {read.integer("smoothness.every"), read.number("smoothness.target_loss")};
     config.checkpoint = {read.integer("checkpoint.every"), read.get<int>("checkpoint.keep")};
     config.log = {read.integer("log.every"), read.get<bool>("log.tensorboard")};
 }
@@ -174,7 +175,8 @@ Config make_config(const Json& given, const Provenance& origin, ConfigUse use) {
 }
 
 bool may_change(const std::string& path) {
-    for (const char* key : {"run.dir", "run.name", "run.device", "log", "eval", "checkpoint"}) {
+    for (const char* key : {"run.dir", "run.name", "run.device", "log", "eval", "smoothness",
+                            "checkpoint"}) {
         if (path == key) return true;
     }
     return path == "optimizer.preset";  // a label: the groups are compared

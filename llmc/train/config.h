@@ -48,6 +48,10 @@ struct Config {
         int64_t every, batches;
         std::optional<std::string> sample;  // prompt of a text sampled at each evaluation
     } eval;
+    struct Smoothness {
+        int64_t every;
+        double target_loss;
+    } smoothness;
     struct Checkpoint {
         int64_t every;
         int keep;
@@ -73,7 +77,8 @@ Config config_from_json(const nlohmann::ordered_json& json, const std::string& s
                         ConfigUse use);
 
 // Keys whose values differ between two resolved configurations, "key: old -> new", leaving out
-// those that a resumed run may change (run.dir, run.name, run.device, log, eval, checkpoint).
+// those that a resumed run may change (run.dir, run.name, run.device, log, eval, smoothness,
+// checkpoint).
 std::vector<std::string> resume_conflicts(const nlohmann::ordered_json& saved,
                                           const nlohmann::ordered_json& now);
 

@@ -62,6 +62,11 @@ Json run_folder(const Json& resolved) {
     return "runs/" + resolved["run"]["name"].get<std::string>();
 }
 
+Json warmup_target(const Json& resolved) {
+    const Json* target = find_value(resolved, "schedule.warmup.target_loss");
+    return target == nullptr ? Json(0.0) : *target;
+}
+
 Json newton_schulz_steps(const Json& group) {
     const Json& coefficients = group["norm"]["coefficients"];
     return coefficients.is_array() ? coefficients.size() : 5;
@@ -199,10 +204,12 @@ std::vector<Key> output_keys() {
         {"eval.every", integer(0), is(0), "updates between evaluations; 0: at the end only"},
         {"eval.batches", integer(1), is(32), "micro-batches of an evaluation, always the same"},
         {"eval.sample", text(), none(), "prompt of a text sampled at each evaluation"},
-        {"smoothness.every",
-         special("0: the smoothness analyzer is not in this version",
-                 [](const Json& v) { return v.is_number() && v == 0; }),
-         is(0), "updates between measurements of the smoothness; 0: off"},
+        {"smoothness.every", integer(0), is(0),
+         "updates between measurements of the smoothness (two more gradients each, and norms in "
+         "fp64 on the CPU); 0: off"},
+        {"smoothness.target_loss", at_least(0),
+         computed("schedule.warmup.target_loss, or 0", warmup_target),
+         "the gap of a measurement is the loss above it"},
         {"checkpoint.every", integer(0), is(0),
          "updates between checkpoints; 0: at the end only (the end is always saved)"},
         {"checkpoint.keep", integer(0, 1e6), is(2), "newest checkpoints to keep; 0: all"},

@@ -62,6 +62,7 @@ Trainer::Trainer(const Config& config, Backend& backend, const std::string& chec
     } else {
         load(checkpoint);
     }
+    prepare_smoothness();
     loader_ = std::make_unique<Loader>(train_set_, config.data.seed, config.batch.micro_batch,
                                        step_ * config.batch.sequences);
 }
@@ -84,6 +85,7 @@ ExitStatus Trainer::run() {
     while (step_ < config_.run.steps) {
         const Update result = update();
         log_update(result, peak_flops);
+        if (smoothness_due(step_ - 1)) measure_smoothness();
         const bool last = step_ == config_.run.steps;
         const bool stop = !last && signals_.received();
         if (due(config_.eval.every) || last) evaluate();
@@ -103,14 +105,17 @@ ExitStatus Trainer::run() {
 Trainer::Update Trainer::update() {
     Timer timer;
     Update result;
-    result.loss = accumulate_gradients();
+    result.loss = accumulate_gradients(*loader_);
     result.gradient_norm = optimizer_.gradient_norm(gradients_);
     require_finite(result.loss, result.gradient_norm);
+    result.seconds = timer.seconds();
+    if (smoothness_due(step_)) analyzer_->before(weights_.master(), gradients_);
+    timer.restart();
     result.rate = schedule_.next(step_, result.loss);
     optimizer_.set_scalars(result.rate.rate, step_);
     update_->launch();
     backend_.synchronize();
-    result.seconds = timer.seconds();
+    result.seconds += timer.seconds();
     ++step_;
     ++updates_here_;
     training_seconds_ += result.seconds;
@@ -118,11 +123,11 @@ Trainer::Update Trainer::update() {
 }
 
 // Mean loss over all micro-batches; leaves the gradient of it in gradients_.
-double Trainer::accumulate_gradients() {
+double Trainer::accumulate_gradients(Loader& loader) {
     backend_.zero(gradients_.flat);
     backend_.zero(batch_.loss);
     for (int64_t done = 0; done < config_.batch.sequences; done += config_.batch.micro_batch) {
-        const HostBatch& host = loader_->next();
+        const HostBatch& host = loader.next();
         backend_.copy_in(batch_.tokens, host.inputs.data());
         backend_.copy_in(batch_.targets, host.targets.data());
         micro_step_->launch();

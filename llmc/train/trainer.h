@@ -13,6 +13,7 @@
 #include "llmc/io/metrics.h"
 #include "llmc/optim/optimizer.h"
 #include "llmc/schedule/schedule.h"
+#include "llmc/smoothness/analyzer.h"
 #include "llmc/train/config.h"
 #include "llmc/train/signals.h"
 #include "llmc/train/validation.h"
@@ -40,7 +41,7 @@ class Trainer {
     };
 
     Update update();
-    double accumulate_gradients();
+    double accumulate_gradients(Loader& loader);
     void require_finite(double loss, double gradient_norm) const;
     void require_finite_weights();
     [[noreturn]] void fail_not_finite(const std::string& what, double value) const;
@@ -48,6 +49,10 @@ class Trainer {
     void log_update(const Update& update, double peak_flops);
     void log_schedule();
     void evaluate();
+    bool smoothness_due(int64_t step) const;
+    void prepare_smoothness();
+    void measure_smoothness();
+    double gradient_of_batch(uint64_t seed, int64_t position);
     void sample();
     void finish();
 
@@ -74,6 +79,8 @@ class Trainer {
     std::unique_ptr<Loader> loader_;
     std::unique_ptr<Tokenizer> tokenizer_;  // where texts are sampled, with their prompt
     std::vector<int32_t> prompt_;
+    std::unique_ptr<Backend> norm_backend_;  // for the analyzer, where backend_ has no fp64
+    std::unique_ptr<SmoothnessAnalyzer> analyzer_;  // where smoothness.every is not 0
     std::unique_ptr<MetricsLog> metrics_;
     Console console_;
     StopSignals signals_;

@@ -213,9 +213,6 @@ TEST_F(ConfigErrors, WhatThisVersionLacksIsRefused) {
                   "--set: schedule.warmup.delta_star = \"" + mode +
                       "\" is not in this version: expected \"exact\" or a number > 0");
     }
-    EXPECT_EQ(set("smoothness.every=10"),
-              "--set: smoothness.every = 10: expected 0: the smoothness analyzer is not in this "
-              "version");
     EXPECT_EQ(set("optimizer.compat.mom_init=param"),
               "--set: optimizer.compat = {\"mom_init\":\"param\"}: expected {}: no published "
               "behaviour is switchable in this version");

@@ -96,9 +96,32 @@ TEST_F(SingularValues, EqualTinyAndZeroOnes) {
     low_rank[2] = 1e-3;
     expect(decaying, 60, 64);
     expect(low_rank, 64, 60);
+    Values steep, few(128, 0.0);  // most of them below the rounding errors of the largest
+    for (int i = 0; i < 128; ++i) steep.push_back(std::pow(10.0, -0.3 * i));
+    for (int i = 0; i < 20; ++i) few[i] = 1.0 + 0.1 * i;
+    expect(steep, 128, 256);
+    expect(few, 256, 128);
     for (double value : singular_values(*backend_, Values(20, 0.0), {4, 5})) EXPECT_EQ(value, 0.0);
     expect({1e-30, 2e-30, 5e-31}, 3, 7);
     expect({1e30, 2e30, 5e29}, 7, 3);
+}
+
+// Gram matrices of few rows of very different sizes: most eigenvalues are rounding errors.
+TEST(Eigenvalues, ConvergeWhereMostAreNothing) {
+    for (int trial = 0; trial < 400; ++trial) {
+        const int n = 20 + trial % 60, rank = 1 + trial % 9;
+        Values b = random_values(n * rank, static_cast<uint64_t>(trial)), a;
+        for (size_t i = 0; i < b.size(); ++i) b[i] *= std::pow(10.0, -(trial / 7 % 12) * (i % rank * 1.0));
+        double trace = 0.0;
+        for (int i = 0; i < n; ++i) {
+            for (int j = 0; j < n; ++j) {
+                a.push_back(std::inner_product(&b[i * rank], &b[i * rank] + rank, &b[j * rank], 0.0));
+            }
+            trace += a[i * n + i];
+        }
+        const Values found = symmetric_eigenvalues(a, n);
+        EXPECT_NEAR(std::accumulate(found.begin(), found.end(), 0.0), trace, 1e-12 * trace) << trial;
+    }
 }
 
 TEST_F(SingularValues, SameBitsAgain) {
