@@ -119,7 +119,7 @@ check: deps-test
 
 # The emulated programs need the headers of a CUDA toolkit; the last one needs nvcc, and a GPU to run.
 tests: $(BUILD)/unit_tests $(if $(CUDA_HEADERS),$(addprefix $(BUILD)/emulated/plain/,cuda_tests emulator_tests train_gpt))
-long-tests: $(if $(CUDA_HEADERS),$(foreach v,race asan,$(addprefix $(BUILD)/emulated/$v/,cuda_tests emulator_tests)) \
+long-tests: $(BUILD)/faults.so $(if $(CUDA_HEADERS),$(foreach v,race asan,$(addprefix $(BUILD)/emulated/$v/,cuda_tests emulator_tests)) \
               $(addprefix $(BUILD)/emulated/,plain/conformance race/conformance)) \
             $(if $(NVCC),$(addprefix $(BUILD)/cuda/,cuda_tests conformance) $(CUDA_KERNELS:%.cu=$(BUILD)/cuda/%.ptx))
 
@@ -135,6 +135,12 @@ $(BUILD)/train_gpt: $(BUILD)/train_gpt.o $(OBJECTS) $(CUDA_OBJECTS)
 $(BUILD)/unit_tests: $(TEST_OBJECTS) $(OBJECTS)
 	@echo 'link  $@'
 	$(Q)$(CXX) $(CXXFLAGS) $^ -lgtest -lgtest_main $(LDLIBS) -o $@
+
+# Preloaded into train_gpt by the tests of tests/long that make its system calls fail.
+$(BUILD)/faults.so: tests/faults.cpp
+	@echo 'c++   $<'
+	@mkdir -p $(@D)
+	$(Q)$(CXX) -std=c++20 -O1 $(WARN) -shared -fPIC $< -ldl -o $@
 
 $(BUILD)/config_reference: $(BUILD)/dev/config_reference.o $(OBJECTS)
 	$(Q)$(CXX) $(CXXFLAGS) $^ $(LDLIBS) -o $@

@@ -50,6 +50,7 @@ class Dataset {
     int64_t sequences() const { return sequences_; }
     int64_t sequence_length() const { return sequence_length_; }
     int64_t tokens() const;  // in all files
+    const std::vector<TokenFile>& files() const { return files_; }
     // Copies sequence `index`: inputs[T] and targets[T]. Throws Error naming file and token
     // position when an id is not below vocab_size.
     void copy_sequence(int64_t index, int32_t* inputs, int32_t* targets) const;

@@ -83,35 +83,50 @@ void move_folder(const fs::path& from, const fs::path& to) {
     }
 }
 
+void remove_folder(const fs::path& folder) {
+    std::error_code code;
+    fs::remove_all(folder, code);
+    if (code) throw Error("cannot remove '" + folder.string() + "': " + code.message());
+}
+
 // First out of the way by one rename: if we are killed half-way, the rest is a left-over temporary,
 // not a broken checkpoint.
 void remove_checkpoint(const fs::path& folder) {
     const fs::path temporary =
         folder.parent_path() / (".tmp_" + folder.filename().string() + "_removed");
     move_folder(folder, temporary);
-    std::error_code code;
-    fs::remove_all(temporary, code);
-    if (code) throw Error("cannot remove '" + temporary.string() + "': " + code.message());
+    remove_folder(temporary);
 }
 
-void remove_leftovers(const fs::path& root) {
+// Runs a clean-up that nothing depends on: its failure is a warning.
+template <typename Clean>
+void warn_if_it_fails(std::vector<std::string>* warnings, Clean clean) {
+    try {
+        clean();
+    } catch (const std::exception& error) {
+        if (warnings) warnings->push_back(error.what());
+    }
+}
+
+void remove_leftovers(const fs::path& root, std::vector<std::string>* warnings) {
     std::vector<fs::path> leftovers;
-    for_entries(root, [&](const fs::directory_entry& entry) {
-        const std::string name = entry.path().filename().string();
-        if (name.compare(0, std::string(kTemporary).size(), kTemporary) == 0) {
-            leftovers.push_back(entry.path());
-        }
+    warn_if_it_fails(warnings, [&] {
+        for_entries(root, [&](const fs::directory_entry& entry) {
+            const std::string name = entry.path().filename().string();
+            if (name.compare(0, std::string(kTemporary).size(), kTemporary) == 0) {
+                leftovers.push_back(entry.path());
+            }
+        });
     });
     for (const fs::path& path : leftovers) {
-        std::error_code code;
-        fs::remove_all(path, code);
-        if (code) throw Error("cannot remove '" + path.string() + "': " + code.message());
+        warn_if_it_fails(warnings, [&] { remove_folder(path); });
     }
 }
 
 FileSummary write_json(const fs::path& path, const json& value) {
     FileWriter file(path.string());
-    file.write(value.dump(2) + "\n");
+    // A file name of another encoding may be among the texts.
+    file.write(value.dump(2, ' ', false, json::error_handler_t::replace) + "\n");
     return file.close();
 }
 
@@ -161,14 +176,15 @@ bool looks_complete(const Found& found) {
     return fs::exists(found.folder / kManifest, ignored);
 }
 
-void prune(const fs::path& root, const fs::path& saved, int keep) {
+void prune(const fs::path& root, const fs::path& saved, int keep,
+           std::vector<std::string>* warnings) {
     int kept = 1;  // `saved`, whatever its step
-    for (const Found& found : list_checkpoints(root)) {
+    std::vector<Found> all;
+    warn_if_it_fails(warnings, [&] { all = list_checkpoints(root); });
+    for (const Found& found : all) {
         if (found.folder == saved) continue;
-        if (found.replaced) {
-            remove_checkpoint(found.folder);
-        } else if (keep > 0 && looks_complete(found) && ++kept > keep) {
-            remove_checkpoint(found.folder);
+        if (found.replaced || (keep > 0 && looks_complete(found) && ++kept > keep)) {
+            warn_if_it_fails(warnings, [&] { remove_checkpoint(found.folder); });
         }
     }
 }
@@ -207,6 +223,12 @@ std::string find_problem(const fs::path& folder) {
         return "manifest.json is of format " + manifest.value("format", json()).dump() +
                ", this program knows 1";
     }
+    Found named{0, false, folder};
+    const json step = manifest.value("step", json());
+    if (!step.is_number_unsigned() ||
+        (parse_name(folder.filename().string(), &named) && step != named.step)) {
+        return "manifest.json is of step " + step.dump() + ", not of this folder";
+    }
     const json& files = manifest["files"];
     for (const char* name : kFiles) {
         if (!files.contains(name)) return std::string("manifest.json does not name ") + name;
@@ -221,13 +243,13 @@ std::string find_problem(const fs::path& folder) {
 }  // namespace
 
 std::string save_checkpoint(const std::string& run_dir, int64_t step,
-                            const CheckpointContents& contents, int keep) {
+                            const CheckpointContents& contents, int keep,
+                            std::vector<std::string>* warnings) {
     assert(step >= 0 && contents.model_config && contents.state);
     const fs::path root = fs::path(run_dir) / "checkpoints";
     const fs::path target = root / step_name(step);
     const fs::path temporary = root / (".tmp_" + step_name(step));
-    make_folders(root.string());
-    remove_leftovers(root);
+    remove_leftovers(root, warnings);
     try {
         make_folders(temporary.string());
         write_files(temporary, step, contents);
@@ -237,8 +259,21 @@ std::string save_checkpoint(const std::string& run_dir, int64_t step,
         fs::remove_all(temporary, ignored);
         throw Error("checkpoint of step " + std::to_string(step) + " not saved: " + error.what());
     }
-    prune(root, target, keep);
+    prune(root, target, keep, warnings);
     return target.string();
+}
+
+void remove_temporaries(const std::string& run_dir, std::vector<std::string>* warnings) {
+    const fs::path base(run_dir);
+    remove_leftovers(base / "checkpoints", warnings);
+    for (const char* name : {"metrics.jsonl", "run_config.json"}) {
+        std::error_code code;
+        const fs::path path = base / temporary_name(name);
+        fs::remove(path, code);
+        if (code && warnings) {
+            warnings->push_back("cannot remove '" + path.string() + "': " + code.message());
+        }
+    }
 }
 
 bool checkpoint_is_valid(const std::string& folder, std::string* reason) {

@@ -24,10 +24,15 @@ struct CheckpointContents {
 
 // Saves under run_dir/checkpoints and then removes the oldest complete checkpoints beyond `keep`
 // (0: keep all), never the one just saved; left-overs of a killed save go too. Throws Error (disk
-// full, read-only, ...) leaving earlier checkpoints untouched and no temporary behind. Returns the
-// folder.
+// full, read-only, ...) leaving earlier checkpoints untouched and no temporary behind. What cannot
+// be removed is named in `warnings`. Returns the folder.
 std::string save_checkpoint(const std::string& run_dir, int64_t step,
-                            const CheckpointContents& contents, int keep);
+                            const CheckpointContents& contents, int keep,
+                            std::vector<std::string>* warnings = nullptr);
+
+// Removes what a killed run left half-written in its folder; only for who holds the folder's lock.
+// What cannot be removed is named in `warnings`.
+void remove_temporaries(const std::string& run_dir, std::vector<std::string>* warnings);
 
 // Does the folder have a manifest that every file agrees with? `reason` says why not.
 bool checkpoint_is_valid(const std::string& folder, std::string* reason);

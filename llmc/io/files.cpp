@@ -1,6 +1,7 @@
 #include "llmc/io/files.h"
 
 #include <fcntl.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -77,6 +78,11 @@ void read_pieces(const std::string& path, Use use) {
     }
 }
 
+std::string parent_of(const std::string& path) {
+    const std::string parent = std::filesystem::path(path).parent_path().string();
+    return parent.empty() ? "." : parent;
+}
+
 }  // namespace
 
 void flush_output() {
@@ -100,15 +106,45 @@ FileSummary summarize_file(const std::string& path) {
     return summary;
 }
 
+FileSummary summarize_parts(const std::string& path, const std::vector<FilePart>& parts) {
+    Descriptor file;
+    file.number = ::open(path.c_str(), O_RDONLY | O_CLOEXEC);
+    if (file.number < 0) fail("open", path, errno);
+    struct stat info {};
+    if (::fstat(file.number, &info) != 0) fail("examine", path, errno);
+    Checksum checksum;
+    std::vector<char> piece;
+    for (const FilePart& part : parts) {
+        piece.resize(static_cast<size_t>(part.bytes));
+        for (int64_t done = 0; done < part.bytes;) {
+            const ssize_t got = ::pread(file.number, piece.data() + done,
+                                        static_cast<size_t>(part.bytes - done), part.offset + done);
+            if (got < 0 && errno == EINTR) continue;
+            if (got < 0) fail("read", path, errno);
+            if (got == 0) throw Error("'" + path + "' became shorter while it was being read");
+            done += got;
+        }
+        checksum.update(piece.data(), piece.size());
+    }
+    return {info.st_size, checksum.hex()};
+}
+
 void make_folders(const std::string& path) {
     std::error_code code;
+    std::vector<std::string> missing;
+    for (std::string at = path; !std::filesystem::exists(at, code); at = parent_of(at)) {
+        missing.push_back(at);
+        if (code) break;  // the next call says what is wrong
+    }
     std::filesystem::create_directories(path, code);
     if (code) fail("create the folder", path, code.value());
+    for (const std::string& made : missing) sync_folder(parent_of(made));
 }
 
 void sync_folder(const std::string& path) {
     Descriptor folder;
     folder.number = ::open(path.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    if (folder.number < 0 && errno == EACCES) return;  // may be entered, not read: nor synced
     if (folder.number < 0) fail("open the folder", path, errno);
     // Some network file systems do not know fsync of a folder: there it is already durable.
     if (::fsync(folder.number) != 0 && errno != EINVAL && errno != ENOTSUP) {
@@ -121,8 +157,10 @@ bool is_plain_file_name(const std::string& name) {
            name.find('\0') == std::string::npos;
 }
 
+std::string temporary_name(const std::string& path) { return path + ".tmp"; }
+
 void write_file_atomically(const std::string& path, const std::string& text) {
-    const std::string temporary = path + ".tmp";
+    const std::string temporary = temporary_name(path);
     try {
         FileWriter file(temporary);
         file.write(text);
@@ -132,8 +170,7 @@ void write_file_atomically(const std::string& path, const std::string& text) {
         ::unlink(temporary.c_str());
         throw;
     }
-    const std::string folder = std::filesystem::path(path).parent_path().string();
-    sync_folder(folder.empty() ? "." : folder);
+    sync_folder(parent_of(path));
 }
 
 struct FileWriter::Impl {

@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <memory>
 #include <string>
+#include <vector>
 
 namespace lmo {
 
@@ -14,7 +15,8 @@ void flush_output();
 std::string read_file(const std::string& path);  // Error names path, reason
 void write_file_atomically(const std::string& path,
                            const std::string& text);  // temp, fsync, rename
-void make_folders(const std::string& path);
+std::string temporary_name(const std::string& path);  // that it uses on the way
+void make_folders(const std::string& path);           // durable, with all that lead to it
 void sync_folder(const std::string& path);  // makes renames and new names in it durable
 
 // A name that stays inside its folder: not empty, no '/', not "." or "..".
@@ -26,6 +28,13 @@ struct FileSummary {
     std::string xxh3_128;
 };
 FileSummary summarize_file(const std::string& path);
+
+// Checksum of the given parts of a file, one after another; `bytes` is the size of the whole file.
+// Throws Error where a part reaches past the end.
+struct FilePart {
+    int64_t offset, bytes;
+};
+FileSummary summarize_parts(const std::string& path, const std::vector<FilePart>& parts);
 
 // Writes a file front to back and takes its checksum on the way, so that a large file is not read
 // again for it. The file is complete and on disk when close() returns.

@@ -4,6 +4,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <cstdio>
 #include <cstring>
@@ -61,32 +62,64 @@ struct MetricsLog::Impl {
     std::string path;
     int file = -1;
     bool reported = false;
+    std::string waiting;  // lines that the disk has not taken yet
+    int64_t lost = 0;     // lines that there was no room for here either
     std::unique_ptr<TensorboardWriter> tensorboard;
 
     ~Impl() {
-        if (file >= 0) ::close(file);
+        if (file < 0) return;
+        flush();
+        lost += std::count(waiting.begin(), waiting.end(), '\n');
+        if (lost > 0) {
+            std::fprintf(stderr, "warning: '%s' lacks %lld lines that could not be written\n",
+                         path.c_str(), static_cast<long long>(lost));
+        }
+        ::close(file);
     }
 
-    void report(const std::string& what, int code) {
-        if (reported) return;
-        reported = true;
-        std::fprintf(stderr, "warning: %s: %s; training goes on without these metrics\n",
-                     what.c_str(), std::strerror(code));
+    void report(const std::string& what, int code, const char* consequence) {
+        std::fprintf(stderr, "warning: %s: %s; training goes on, %s\n", what.c_str(),
+                     std::strerror(code), consequence);
     }
 
     void append(const std::string& line) {
+        constexpr size_t kMostWaiting = 64 << 20;  // a quarter of a million lines
+        if (waiting.size() + line.size() > kMostWaiting) {
+            ++lost;
+        } else {
+            waiting += line;
+        }
+        flush();
+    }
+
+    void flush() {
+        if (waiting.empty()) return;
         struct stat before {};
         const bool known = ::fstat(file, &before) == 0;
         ssize_t taken;
         do {
-            taken = ::write(file, line.data(), line.size());
+            taken = ::write(file, waiting.data(), waiting.size());
         } while (taken < 0 && errno == EINTR);
-        if (taken == static_cast<ssize_t>(line.size())) return;
-        report("cannot write '" + path + "'", taken < 0 ? errno : ENOSPC);
-        // Take back half a line, so that a later one does not continue it.
-        if (taken > 0 && known && ::ftruncate(file, before.st_size) != 0) {
-            report("cannot truncate '" + path + "'", errno);
+        if (taken == static_cast<ssize_t>(waiting.size())) {
+            waiting.clear();
+            return;
         }
+        if (!reported) {
+            report("cannot write '" + path + "'", taken < 0 ? errno : ENOSPC,
+                   "these metrics wait in memory until there is room");
+        }
+        reported = true;
+        // Take back half a line; where that fails, what comes next continues it.
+        if (taken > 0 && !(known && ::ftruncate(file, before.st_size) == 0)) {
+            waiting.erase(0, static_cast<size_t>(taken));
+        }
+    }
+
+    void sync() {
+        flush();
+        if (::fsync(file) == 0 || errno == EINVAL || errno == ENOTSUP) return;
+        if (!reported) report("cannot sync '" + path + "'", errno, "without it");
+        reported = true;
     }
 
     void add_scalars(const ordered_json& line) {
@@ -99,7 +132,7 @@ struct MetricsLog::Impl {
             written &= tensorboard->scalar(prefix + key, step->get<int64_t>(), value.get<double>());
         }
         if (written && tensorboard->flush()) return;
-        report("cannot write '" + tensorboard->path() + "'", errno);
+        report("cannot write '" + tensorboard->path() + "'", errno, "without TensorBoard's events");
         tensorboard.reset();  // half a record makes the rest of the file unreadable
     }
 };
@@ -119,6 +152,8 @@ MetricsLog::MetricsLog(const std::string& run_dir, int64_t resume_step, bool ten
 }
 
 MetricsLog::~MetricsLog() = default;
+
+void MetricsLog::sync() { impl_->sync(); }
 
 void MetricsLog::write(const ordered_json& line) {
     impl_->append(line.dump(-1, ' ', false, ordered_json::error_handler_t::replace) + "\n");

@@ -15,12 +15,16 @@ class MetricsLog {
     // it, any "summary"; a torn last line too): the log reads as if the run had never been
     // interrupted. A run that starts from 0 begins an empty log.
     MetricsLog(const std::string& run_dir, int64_t resume_step, bool tensorboard);
-    ~MetricsLog();
+    ~MetricsLog();  // says how many lines were never written
 
     // Writes one line (one write() call); a number that is not finite becomes null. Numbers of
     // lines that have a step also go to TensorBoard under "train/loss", "val/loss", ... A full disk
-    // is reported once on stderr and does not stop training.
+    // is reported once on stderr and does not stop training: lines wait in memory and are written
+    // as soon as there is room (TensorBoard's are lost).
     void write(const nlohmann::ordered_json& line);
+
+    // On disk when it returns, so that a checkpoint never outlives the lines before it.
+    void sync();
 
   private:
     struct Impl;

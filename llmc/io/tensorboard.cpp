@@ -2,10 +2,12 @@
 
 #include <unistd.h>
 
+#include <algorithm>
 #include <array>
 #include <cerrno>
 #include <chrono>
 #include <cstring>
+#include <filesystem>
 
 #include "llmc/core/error.h"
 
@@ -80,11 +82,32 @@ uint32_t crc32c(const void* data, size_t bytes) {
     return ~crc;
 }
 
+namespace {
+
+// The time that names a new file: not before that of any file there, whatever the clock says,
+// since TensorBoard reads the files of a folder by the order of their names.
+int64_t time_of_name(const std::string& folder) {
+    int64_t time = static_cast<int64_t>(wall_time());
+    std::error_code ignored;  // opening the file says what is wrong
+    std::filesystem::directory_iterator entry(folder, ignored), end;
+    for (; !ignored && entry != end; entry.increment(ignored)) {
+        long long other = 0;
+        const std::string name = entry->path().filename().string();
+        if (std::sscanf(name.c_str(), "events.out.tfevents.%lld.", &other) == 1 &&
+            other < 100'000'000'000) {
+            time = std::max<int64_t>(time, other + 1);
+        }
+    }
+    return time;
+}
+
+}  // namespace
+
 TensorboardWriter::TensorboardWriter(const std::string& folder, int64_t first_step) {
     char host[256] = "localhost";
     ::gethostname(host, sizeof host - 1);
     const std::string base = folder + "/events.out.tfevents." +
-                             std::to_string(static_cast<int64_t>(wall_time())) + "." + host + "." +
+                             std::to_string(time_of_name(folder)) + "." + host + "." +
                              std::to_string(::getpid()) + ".";
     for (int n = 0; !file_; ++n) {
         path_ = base + std::to_string(n);

@@ -12,9 +12,9 @@ uint32_t crc32c(const void* data, size_t bytes);
 
 class TensorboardWriter {
   public:
-    // Begins a new file, events.out.tfevents.<time>.<host>.<process>.<n>. With `first_step` > 0 (a
-    // resumed run) it tells TensorBoard to forget what earlier files say of that step and later
-    // ones.
+    // Begins a new file, events.out.tfevents.<time>.<host>.<process>.<n>, whose time is later than
+    // that of every file in the folder. With `first_step` > 0 (a resumed run) it tells TensorBoard
+    // to forget what earlier files say of that step and later ones.
     explicit TensorboardWriter(const std::string& folder, int64_t first_step = 0);
     ~TensorboardWriter();
     TensorboardWriter(const TensorboardWriter&) = delete;

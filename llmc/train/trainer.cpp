@@ -3,8 +3,11 @@
 #include <cmath>
 
 #include "llmc/core/timer.h"
+#include "llmc/io/checkpoint.h"
 #include "llmc/io/files.h"
+#include "llmc/io/run_lock.h"
 #include "llmc/model/generate.h"
+#include "llmc/train/data_fingerprint.h"
 #include "llmc/train/device.h"
 #include "llmc/train/measure.h"
 #include "llmc/train/resume.h"
@@ -15,6 +18,7 @@ using nlohmann::json;
 using nlohmann::ordered_json;
 
 ExitStatus train(const Config& config, const std::string& resume) {
+    const RunLock lock(config.run.dir);
     const std::string checkpoint = find_checkpoint(config, resume);
     const std::unique_ptr<Backend> backend = make_backend(config.run.device, config.run.threads);
     require_memory(*backend, config.model, choose_precision(config, *backend),
@@ -33,6 +37,7 @@ Trainer::Trainer(const Config& config, Backend& backend, const std::string& chec
                  config.model.vocab_size),
       validation_set_(config.data.val, config.data.format, config.model.seq_len,
                       config.model.vocab_size),
+      data_({{"train", data_fingerprint(train_set_)}, {"val", data_fingerprint(validation_set_)}}),
       batch_(arena_, config.batch.micro_batch, config.model.seq_len),
       model_(backend, arena_, config.model, parameters_, precision_, config.batch.micro_batch,
              true),
@@ -75,7 +80,7 @@ ExitStatus Trainer::run() {
                          " updates done; give it another run.dir to train again");
         return ExitStatus::finished;
     }
-    make_folders(config_.run.dir);
+    clean_up();
     write_file_atomically(config_.run.dir + "/run_config.json", config_.resolved.dump(2) + "\n");
     metrics_ = std::make_unique<MetricsLog>(config_.run.dir, step_, config_.log.tensorboard);
     const double peak_flops = measure_peak_flops(backend_, precision_.compute);

@@ -56,11 +56,14 @@ class Trainer {
     void sample();
     void finish();
 
+    void clean_up();
     void load(const std::string& checkpoint);
     void load_initial_weights();
     // A failed save is a warning while training goes on, an Error when nothing follows it.
     void save(bool must_succeed);
     nlohmann::json state() const;
+    void require_same_data_as(const std::string& checkpoint,
+                              const nlohmann::ordered_json& saved);
     bool due(int64_t every) const { return every > 0 && step_ % every == 0; }
 
     const Config& config_;
@@ -69,6 +72,7 @@ class Trainer {
     ParameterList parameters_;
     ModelPrecision precision_;
     Dataset train_set_, validation_set_;
+    nlohmann::ordered_json data_;  // fingerprints of their files
     BatchTensors batch_;
     Llama model_;
     Weights weights_;

@@ -3,6 +3,7 @@
 #include <cmath>
 
 #include "llmc/io/checkpoint.h"
+#include "llmc/train/data_fingerprint.h"
 #include "llmc/train/hf.h"
 #include "llmc/train/resume.h"
 #include "llmc/train/trainer.h"
@@ -37,6 +38,7 @@ nlohmann::json Trainer::state() const {
             {"updates", step_},
             {"samples", step_ * config_.batch.sequences},
             {"train_sequences", train_set_.sequences()},
+            {"data", data_},
             {"schedule",
              {{"started", s.started},
               {"loss0", s.loss0},
@@ -58,11 +60,14 @@ void Trainer::save(bool must_succeed) {
     }
     const json model_config = to_hf_config(config_.model, precision_.compute);
     const json run_state = state();
+    metrics_->sync();
     try {
+        std::vector<std::string> warnings;
         save_checkpoint(config_.run.dir, step_,
                         {weights_.model_sources(), optimizer, &model_config, &run_state},
-                        config_.checkpoint.keep);
+                        config_.checkpoint.keep, &warnings);
         saved_step_ = step_;
+        for (const std::string& warning : warnings) console_.warning(warning);
     } catch (const Error& error) {
         if (must_succeed) throw;
         console_.warning(std::string("no checkpoint after ") + std::to_string(step_) +
@@ -70,6 +75,32 @@ void Trainer::save(bool must_succeed) {
                          (saved_step_ >= 0
                               ? "the one after " + std::to_string(saved_step_) + " updates is kept"
                               : "there is no earlier one"));
+    }
+}
+
+void Trainer::clean_up() {
+    std::vector<std::string> warnings;
+    remove_temporaries(config_.run.dir, &warnings);
+    for (const std::string& warning : warnings) console_.warning(warning);
+}
+
+void Trainer::require_same_data_as(const std::string& checkpoint, const ordered_json& saved) {
+    const int64_t sequences = saved.at("train_sequences");
+    if (sequences != train_set_.sequences()) {
+        throw Error("data.train now holds " + std::to_string(train_set_.sequences()) +
+                    " sequences, but " + std::to_string(sequences) + " when " + checkpoint +
+                    " was written, and the order of samples depends on it; restore the files "
+                    "to continue, or choose another run.dir");
+    }
+    if (!saved.contains("data")) {
+        console_.warning(checkpoint +
+                         " was written by an older version, without fingerprints of the data "
+                         "files: nobody can tell whether they are still the same");
+        return;
+    }
+    for (const char* part : {"train", "val"}) {
+        require_same_data(std::string("data.") + part, saved.at("data").at(part), data_.at(part),
+                          checkpoint);
     }
 }
 
@@ -103,13 +134,7 @@ void Trainer::load(const std::string& checkpoint) {
         if (step_ < 0 || saved.at("samples") != step_ * config_.batch.sequences) {
             throw Error(checkpoint + "/state.json: updates, samples and batch.sequences disagree");
         }
-        const int64_t sequences = saved.at("train_sequences");
-        if (sequences != train_set_.sequences()) {
-            throw Error("data.train now holds " + std::to_string(train_set_.sequences()) +
-                        " sequences, but " + std::to_string(sequences) + " when " + checkpoint +
-                        " was written, and the order of samples depends on it; restore the files "
-                        "to continue, or choose another run.dir");
-        }
+        require_same_data_as(checkpoint, saved);
         if (saved.at("compute") != to_string(precision_.compute)) {
             throw Error(checkpoint + ": was trained in " + saved.at("compute").get<std::string>() +
                         ", this device would continue in " + to_string(precision_.compute) +

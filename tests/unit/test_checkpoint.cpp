@@ -170,6 +170,10 @@ TEST_F(Checkpoint, EveryKindOfDamageIsNoticedNamedAndPassedOver) {
          [&](const fs::path& f) {
              edit(f / "manifest.json", [](json* m) { (*m)["format"] = 2; });
          }},
+        {"of step 21",
+         [&](const fs::path& f) {
+             edit(f / "manifest.json", [](json* m) { (*m)["step"] = 21; });
+         }},
     };
     save(10, 1);
     for (const Case& item : cases) {
@@ -242,6 +246,24 @@ TEST_F(Checkpoint, KilledWhileWritingLeavesTheEarlierOneAndIsCleanedUp) {
     EXPECT_EQ(newest(), "step_00000001");
     save(3, 3);
     EXPECT_EQ(listing(), (Names{"step_00000001", "step_00000003"}));
+}
+
+TEST_F(Checkpoint, TheNextRunRemovesTemporariesAndNothingElse) {
+    save(1, 1);
+    fs::create_directories(folder(".tmp_step_00000002") / "more");
+    fs::rename(save(3, 3), folder(".tmp_step_00000003_removed"));
+    std::ofstream(run_ / "metrics.jsonl.tmp") << "x";
+    std::ofstream(run_ / "run_config.json.tmp") << "x";
+    std::ofstream(run_ / "notes.tmp") << "not ours";
+    std::vector<std::string> warnings;
+    remove_temporaries(run_.string(), &warnings);
+    EXPECT_TRUE(warnings.empty());
+    EXPECT_EQ(listing(), Names{"step_00000001"});
+    EXPECT_FALSE(fs::exists(run_ / "metrics.jsonl.tmp"));
+    EXPECT_FALSE(fs::exists(run_ / "run_config.json.tmp"));
+    EXPECT_TRUE(fs::exists(run_ / "notes.tmp"));
+    remove_temporaries((run_ / "absent").string(), &warnings);
+    EXPECT_TRUE(warnings.empty());
 }
 
 // Limits the size of files that this process may write, for the life of the object.

@@ -124,7 +124,7 @@ TEST_F(Metrics, ResumeDropsLinesNobodyCanReadAndSaysSo) {
     EXPECT_NE(said.find("4 lines are not JSON objects"), std::string::npos) << said;
 }
 
-TEST_F(Metrics, AFullDiskIsReportedOnceAndLeavesNoHalfLine) {
+TEST_F(Metrics, AFullDiskIsReportedOnceAndCostsNoLine) {
     MetricsLog metrics(run_.string(), 0, false);
     metrics.write(
         {{"type", "note"}, {"text", std::string(4000, 'x')}});  // longer than stderr's file
@@ -146,7 +146,22 @@ TEST_F(Metrics, AFullDiskIsReportedOnceAndLeavesNoHalfLine) {
     EXPECT_EQ(said.find("warning"), said.rfind("warning")) << said;
     EXPECT_NE(said.find("metrics.jsonl"), std::string::npos) << said;
     metrics.write(train_line(3, 4.0));  // there is room again
-    EXPECT_EQ(log(), before + R"({"type":"train","step":3,"loss":4.0,"phase":"warmup"})" + "\n");
+    const auto line = [](int step, const char* loss) {
+        return R"({"type":"train","step":)" + std::to_string(step) + R"(,"loss":)" + loss +
+               R"(,"phase":"warmup"})" + "\n";
+    };
+    EXPECT_EQ(log(), before + line(1, "2.0") + line(2, "3.0") + line(3, "4.0"));
+}
+
+TEST_F(Metrics, EventFilesAreInTheOrderOfTheirNamesWhateverTheClockSays) {
+    std::ofstream(run_ / "events.out.tfevents.9000000000.host.1.0") << "of a clock set back since";
+    { TensorboardWriter writer(run_.string()); }
+    { TensorboardWriter writer(run_.string(), 5); }
+    std::vector<std::string> names;
+    for (const fs::path& file : event_files()) names.push_back(file.filename().string());
+    ASSERT_EQ(names.size(), 3u);
+    EXPECT_EQ(names[1].substr(0, 31), "events.out.tfevents.9000000001.");
+    EXPECT_EQ(names[2].substr(0, 31), "events.out.tfevents.9000000002.");
 }
 
 TEST_F(Metrics, AnAbsentFolderIsAnError) {
