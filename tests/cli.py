@@ -79,5 +79,19 @@ class CliTest(unittest.TestCase):
         lines = [json.loads(line) for line in text.splitlines()]
         return [line for line in lines if kind is None or line['type'] == kind]
 
+    def assert_same_run(self, one, two, step):
+        """Same weights, optimizer state and schedule after `step` updates, same metrics, byte by byte."""
+        a, b = self.checkpoint(step, one), self.checkpoint(step, two)
+        for name in ('model.safetensors', 'optimizer.safetensors'):
+            self.assertTrue((a / name).read_bytes() == (b / name).read_bytes(), name)
+        states = [json.loads((folder / 'state.json').read_text()) for folder in (a, b)]
+        for state in states:
+            state.pop('config')
+        self.assertEqual(*states)
+        clean = [[{key: value for key, value in line.items() if key not in ('tokens_per_s', 'mfu', 'step_ms')}
+                  for line in self.metrics(run) if line['type'] != 'summary'] for run in (one, two)]
+        self.assertEqual(*clean)
+        self.assertEqual({line['type'] for line in clean[0]}, {'schedule', 'train', 'val'})
+
     def checkpoint(self, step, run='run'):
         return self.folder / run / 'checkpoints' / f'step_{step:08d}'

@@ -75,12 +75,12 @@ Trainer::Trainer(const Config& config, Backend& backend, const std::string& chec
 ExitStatus Trainer::run() {
     print_run_summary(console_, config_, backend_, arena_, parameters_, precision_, train_set_,
                       validation_set_);
+    clean_up();
     if (step_ >= config_.run.steps) {
         console_.message("this run is finished: " + std::to_string(step_) +
                          " updates done; give it another run.dir to train again");
         return ExitStatus::finished;
     }
-    clean_up();
     write_file_atomically(config_.run.dir + "/run_config.json", config_.resolved.dump(2) + "\n");
     metrics_ = std::make_unique<MetricsLog>(config_.run.dir, step_, config_.log.tensorboard);
     const double peak_flops = measure_peak_flops(backend_, precision_.compute);
@@ -94,6 +94,8 @@ ExitStatus Trainer::run() {
         const bool last = step_ == config_.run.steps;
         const bool stop = !last && signals_.received();
         if (due(config_.eval.every) || last) evaluate();
+        // Before the last checkpoint: what is killed after that one has its summary.
+        if (last) log_summary();
         if (due(config_.checkpoint.every) || last || stop) save(last || stop);
         if (stop) {
             console_.finish();
@@ -102,7 +104,8 @@ ExitStatus Trainer::run() {
             return ExitStatus::stopped;
         }
     }
-    finish();
+    console_.finish();
+    console_.message(summary_);
     return ExitStatus::finished;
 }
 
@@ -243,7 +246,7 @@ void Trainer::sample() {
     console_.message("sample: " + tokenizer_->decode(ids) + "\n");
 }
 
-void Trainer::finish() {
+void Trainer::log_summary() {
     const double tokens = static_cast<double>(config_.batch.sequences) *
                           static_cast<double>(config_.model.seq_len) *
                           static_cast<double>(updates_here_);
@@ -254,12 +257,11 @@ void Trainer::finish() {
                      {"seconds", training_seconds_},
                      {"memory_bytes", arena_.total()},
                      {"parameters", parameters_.count()}});
-    console_.finish();
     char text[160];
     std::snprintf(text, sizeof text, "finished: validation loss %.4f, %s at %s tokens/s",
                   validation_loss_, format_duration(training_seconds_).c_str(),
                   format_count(tokens / training_seconds_).c_str());
-    console_.message(text);
+    summary_ = text;
 }
 
 }  // namespace lmo

@@ -54,7 +54,7 @@ class Trainer {
     void measure_smoothness();
     double gradient_of_batch(uint64_t seed, int64_t position);
     void sample();
-    void finish();
+    void log_summary();
 
     void clean_up();
     void load(const std::string& checkpoint);
@@ -93,6 +93,7 @@ class Trainer {
     int64_t saved_step_ = -1;  // of the newest checkpoint
     int64_t evaluated_step_ = -1;
     double validation_loss_ = 0.0;
+    std::string summary_;            // the last line for people
     double training_seconds_ = 0.0;  // updates only, of this process
     int64_t updates_here_ = 0;       // of this process
 };
