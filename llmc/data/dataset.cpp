@@ -170,6 +170,16 @@ int64_t Dataset::tokens() const {
     return total;
 }
 
+void Dataset::check_ids(const TokenFile& file, int64_t start, int64_t count) const {
+    const uint16_t* tokens = file.tokens() + start;
+    const uint16_t* largest = std::max_element(tokens, tokens + count);
+    if (*largest >= vocab_size_)
+        throw Error(file.path() + ": token " + std::to_string(start + (largest - tokens)) +
+                    " has id " + std::to_string(*largest) + ", expected below model.vocab_size " +
+                    std::to_string(vocab_size_) +
+                    "; set model.vocab_size to the tokenizer's, or check data.format");
+}
+
 void Dataset::copy_sequence(int64_t index, int32_t* inputs, int32_t* targets) const {
     assert(index >= 0 && index < sequences_);
     // The last file that begins at or before index; files without a sequence share the first of
@@ -179,15 +189,29 @@ void Dataset::copy_sequence(int64_t index, int32_t* inputs, int32_t* targets) co
     const TokenFile& file = files_[number];
     const int64_t start = (index - first_[number]) * sequence_length_;
     const uint16_t* tokens = file.tokens() + start;
-
-    const uint16_t* largest = std::max_element(tokens, tokens + sequence_length_ + 1);
-    if (*largest >= vocab_size_)
-        throw Error(file.path() + ": token " + std::to_string(start + (largest - tokens)) +
-                    " has id " + std::to_string(*largest) + ", expected below model.vocab_size " +
-                    std::to_string(vocab_size_) +
-                    "; set model.vocab_size to the tokenizer's, or check data.format");
+    check_ids(file, start, sequence_length_ + 1);
     std::copy(tokens, tokens + sequence_length_, inputs);
     std::copy(tokens + 1, tokens + 1 + sequence_length_, targets);
+}
+
+void Dataset::copy_window(int64_t start, int32_t* inputs, int32_t* targets) const {
+    assert(start >= 0 && start + sequence_length_ + 1 <= tokens());
+    int64_t copied = 0;  // of the T + 1 tokens
+    for (const TokenFile& file : files_) {
+        if (start >= file.size()) {
+            start -= file.size();
+            continue;
+        }
+        const int64_t count = std::min(file.size() - start, sequence_length_ + 1 - copied);
+        check_ids(file, start, count);
+        for (int64_t i = 0; i < count; ++i, ++copied) {
+            const int32_t token = file.tokens()[start + i];
+            if (copied < sequence_length_) inputs[copied] = token;
+            if (copied > 0) targets[copied - 1] = token;
+        }
+        if (copied == sequence_length_ + 1) return;
+        start = 0;
+    }
 }
 
 }  // namespace lmo

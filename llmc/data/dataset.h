@@ -54,8 +54,13 @@ class Dataset {
     // Copies sequence `index`: inputs[T] and targets[T]. Throws Error naming file and token
     // position when an id is not below vocab_size.
     void copy_sequence(int64_t index, int32_t* inputs, int32_t* targets) const;
+    // The same for the T + 1 tokens from `start` on in all files as one text; T + 1 <= tokens() -
+    // start.
+    void copy_window(int64_t start, int32_t* inputs, int32_t* targets) const;
 
   private:
+    void check_ids(const TokenFile& file, int64_t start, int64_t count) const;
+
     std::vector<TokenFile> files_;
     std::vector<int64_t> first_;  // first sequence of each file
     int64_t sequences_ = 0, sequence_length_, vocab_size_;

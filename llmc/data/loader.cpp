@@ -8,8 +8,6 @@
 #include <mutex>
 #include <thread>
 
-#include "llmc/data/order.h"
-
 namespace lmo {
 
 // A ring of batches: the thread writes batch number `written`, next() hands out batch number
@@ -18,8 +16,11 @@ namespace lmo {
 struct Loader::Impl {
     static constexpr int64_t kAhead = 3, kHeld = 2, kSlots = kAhead + kHeld;
 
-    Impl(const Dataset& dataset, uint64_t seed, int64_t micro_batch, int64_t position)
-        : dataset_(dataset), seed_(seed), micro_batch_(micro_batch), position_(position) {
+    Impl(const Dataset& dataset, OrderType order, uint64_t seed, int64_t micro_batch,
+         int64_t position)
+        : stream_(dataset, order, seed, micro_batch),
+          micro_batch_(micro_batch),
+          position_(position) {
         assert(micro_batch >= 1 && position >= 0);
         thread_ = std::thread([this] { run(); });
     }
@@ -68,25 +69,21 @@ struct Loader::Impl {
 
     // False when asked to stop half way: a cold disk can make one batch slow.
     bool fill(HostBatch& batch) {
-        const int64_t length = dataset_.sequence_length();
+        const int64_t length = stream_.dataset().sequence_length();
         batch.sequences = micro_batch_;
         batch.length = length;
         batch.inputs.resize(static_cast<size_t>(micro_batch_ * length));
         batch.targets.resize(static_cast<size_t>(micro_batch_ * length));
         for (int64_t row = 0; row < micro_batch_; ++row, ++position_) {
             if (stop_) return false;
-            const uint64_t sample = sample_at(static_cast<uint64_t>(position_),
-                                              static_cast<uint64_t>(dataset_.sequences()), seed_);
-            dataset_.copy_sequence(static_cast<int64_t>(sample), &batch.inputs[row * length],
-                                   &batch.targets[row * length]);
+            stream_.copy(position_, &batch.inputs[row * length], &batch.targets[row * length]);
         }
         return true;
     }
 
-    const Dataset& dataset_;
-    const uint64_t seed_;
+    SampleStream stream_;  // this and position_: the thread's own
     const int64_t micro_batch_;
-    int64_t position_;  // the thread's own
+    int64_t position_;
 
     std::mutex
         mutex_;  // guards what follows, except the slots, which are handed over by the counts
@@ -98,8 +95,9 @@ struct Loader::Impl {
     std::thread thread_;
 };
 
-Loader::Loader(const Dataset& dataset, uint64_t seed, int64_t micro_batch, int64_t position)
-    : impl_(std::make_unique<Impl>(dataset, seed, micro_batch, position)) {}
+Loader::Loader(const Dataset& dataset, uint64_t seed, int64_t micro_batch, int64_t position,
+               OrderType order)
+    : impl_(std::make_unique<Impl>(dataset, order, seed, micro_batch, position)) {}
 
 Loader::~Loader() = default;
 

@@ -5,7 +5,7 @@
 #include <memory>
 #include <vector>
 
-#include "llmc/data/dataset.h"
+#include "llmc/data/stream.h"
 
 namespace lmo {
 
@@ -18,7 +18,8 @@ class Loader {
   public:
     // Serves micro-batches of `micro_batch` sequences from stream position `position` (samples read
     // so far) on.
-    Loader(const Dataset& dataset, uint64_t seed, int64_t micro_batch, int64_t position);
+    Loader(const Dataset& dataset, uint64_t seed, int64_t micro_batch, int64_t position,
+           OrderType order = OrderType::own);
     ~Loader();
     Loader(const Loader&) = delete;
     Loader& operator=(const Loader&) = delete;

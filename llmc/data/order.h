@@ -8,6 +8,9 @@
 
 namespace lmo {
 
+// own: the permutation below; numpy: the published code's (llmc/data/stream.h).
+enum class OrderType { own, numpy };
+
 // A bijection of [0, size) by a keyed Feistel network with cycle walking: no table, any size.
 class Permutation {
   public:

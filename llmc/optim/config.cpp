@@ -64,6 +64,10 @@ std::string to_string(MomentumType type) {
     return "unknown";
 }
 
+bool is_sum_momentum(MomentumType type) {
+    return type == MomentumType::heavy_ball || type == MomentumType::nesterov;
+}
+
 double RadiusConfig::value(const Shape& shape) const {
     const double m = static_cast<double>(shape.rows()), n = static_cast<double>(shape.columns());
     switch (rule) {

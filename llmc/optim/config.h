@@ -29,6 +29,8 @@ std::string to_string(const GroupMatch& match);  // "role matrix, name "*.q_proj
 //   adam          first and second moment, see struct Adam in backend.h
 enum class MomentumType { none, ema, heavy_ball, nesterov, nesterov_ema, lion, adam };
 std::string to_string(MomentumType type);
+// heavy_ball and nesterov: m = beta m + g, as in torch.optim.SGD.
+bool is_sum_momentum(MomentumType type);
 
 struct MomentumConfig {
     MomentumType type = MomentumType::none;
@@ -67,6 +69,8 @@ struct OptimizerConfig {
     double weight_decay = 0.0;
     double clip_norm = 0.0;  // 0: no clipping
     bool fuse_qkv = true;    // q, k, v as one matrix in norms
+    // Published: heavy_ball and nesterov momenta start as the weights after their first decay.
+    bool momentum_from_weights = false;
 };
 
 }  // namespace lmo

@@ -94,6 +94,15 @@ MomentumWeights momentum_weights(const MomentumConfig& momentum) {
     return {0.0, 1.0, 0.0, 0.0};
 }
 
+// to = factor * from, in the tensors' own type, through host memory.
+template <typename Value>
+void copy_scaled(Backend& backend, const Tensor& to, const Tensor& from, double factor) {
+    std::vector<Value> values(static_cast<size_t>(from.shape.count()));
+    backend.copy_out(values.data(), from);
+    for (Value& value : values) value *= static_cast<Value>(factor);
+    backend.copy_in(to, values.data());
+}
+
 // Tensors of these shapes without memory, to ask for workspace sizes.
 template <typename List>
 std::vector<Tensor> shapes_only(const List& list, DType type) {
@@ -194,6 +203,21 @@ void Optimizer::initialise() {
     for (const Group& group : groups_) {
         for (const Tensor& state : group.first) backend_.zero(state);
         for (const Tensor& state : group.second) backend_.zero(state);
+    }
+}
+
+void Optimizer::start_momentum_from(const ParameterBuffer& weights, double rate) {
+    for (const Group& group : groups_) {
+        if (!is_sum_momentum(group.momentum.type)) continue;
+        for (size_t i = 0; i < group.blocks.size(); ++i) {
+            const Tensor from = weights[group.blocks[i]];
+            const double factor = 1.0 - rate * group.lr_scale * group.decay[i];
+            if (from.dtype == DType::f64) {
+                copy_scaled<double>(backend_, group.first[i], from, factor);
+            } else {
+                copy_scaled<float>(backend_, group.first[i], from, factor);
+            }
+        }
     }
 }
 

@@ -31,6 +31,10 @@ class Optimizer {
     // Sets all states to zero: the start of a run.
     void initialise();
 
+    // Published start of compat.momentum_init: heavy_ball and nesterov momenta become the weights
+    // after the decay of a first update at `rate`. Before the first step(), in place of zeros.
+    void start_momentum_from(const ParameterBuffer& weights, double rate);
+
     // Global L2 norm of the gradients, before clipping; prepares the clip factor of step(). Waits.
     double gradient_norm(const ParameterBuffer& gradients);
 

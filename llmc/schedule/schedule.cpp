@@ -37,6 +37,12 @@ int64_t wsd_decay_start(const ScheduleConfig& config, int64_t anchor) {
     return std::max(anchor + 1, config.steps - length);
 }
 
+// OneCycleLR's last index of the ramp; (W/T) T is not always W.
+double onecycle_ramp_end(const ScheduleConfig& config) {
+    const double steps = static_cast<double>(config.steps);
+    return static_cast<double>(config.warmup.steps) / steps * steps - 1.0;
+}
+
 // snprintf into a string, for one-line messages.
 [[gnu::format(printf, 1, 2)]] std::string text(const char* format, ...) {
     char line[512];
@@ -69,6 +75,30 @@ std::string decay_summary(const ScheduleConfig& config, int64_t step) {
     return "constant rate " + remaining;
 }
 
+// Published behaviours that the rest of the schedule makes impossible.
+void require_compat(const ScheduleConfig& config) {
+    const bool falls =
+        config.decay.type == LrDecayType::cosine || config.decay.type == LrDecayType::linear;
+    if (config.compat.late_decay && !falls) {
+        throw UsageError(
+            "schedule.compat.late_decay is about a decay of type \"cosine\" or \"linear\": choose "
+            "one of them, or leave the switch out");
+    }
+    if (!config.compat.onecycle) return;
+    const bool cosine = config.warmup.type == WarmupType::cosine;
+    if ((!cosine && config.warmup.type != WarmupType::linear) ||
+        config.decay.type != (cosine ? LrDecayType::cosine : LrDecayType::linear)) {
+        throw UsageError(
+            "schedule.compat.onecycle has one shape for both halves: schedule.warmup.type and "
+            "schedule.decay.type must both be \"cosine\" or both \"linear\"");
+    }
+    if (onecycle_ramp_end(config) == 0.0) {
+        throw UsageError(
+            "schedule.compat.onecycle: the published code divides by zero when "
+            "schedule.warmup.steps is 1; take 0 or at least 2, or leave the switch out");
+    }
+}
+
 }  // namespace
 
 std::string to_string(Phase phase) {
@@ -97,11 +127,12 @@ Schedule::Schedule(const ScheduleConfig& config, double kappa) : config_(config)
     require(adaptive || config.decay.type != LrDecayType::gap,
             "schedule.decay.type \"gap\" follows the loss gap of the adaptive warm-up: set "
             "schedule.warmup.type to \"adaptive\", or choose another decay");
-    if (!adaptive || config.warmup.delta_star_mode != DeltaStarMode::exact) return;
+    require_compat(config);
+    if (!adaptive || config.warmup.delta_star_mode == DeltaStarMode::given) return;
     require(config.warmup.sigma_F > 0.0, "schedule.warmup.sigma_F must be above 0");
     require(
         kappa > 0.0,
-        "schedule.warmup.delta_star \"exact\" needs kappa above 0, but no group of the "
+        "schedule.warmup.delta_star needs kappa above 0 unless it is a number, but no group of the "
         "optimizer has a norm: choose a norm-constrained optimizer or give delta_star a number");
 }
 
@@ -111,7 +142,22 @@ RateStep Schedule::next(int64_t step, double loss) {
     return next_fixed(step);
 }
 
+// Both halves as PyTorch computes them, in its order of operations.
+RateStep Schedule::next_onecycle(int64_t step) const {
+    const bool cosine = config_.warmup.type == WarmupType::cosine;
+    const auto between = [&](double from, double to, double x) {
+        if (!cosine) return (to - from) * x + from;
+        return to + (from - to) / 2.0 * (std::cos(kPi * x) + 1.0);
+    };
+    const double start = config_.lr / config_.warmup.div, floor = start / config_.decay.final_div;
+    const double ramp_end = onecycle_ramp_end(config_), at = static_cast<double>(step);
+    if (at <= ramp_end) return {between(start, config_.lr, at / ramp_end), Phase::warmup, {}};
+    const double length = static_cast<double>(config_.steps - 1) - ramp_end;
+    return {between(config_.lr, floor, (at - ramp_end) / length), Phase::decay, {}};
+}
+
 RateStep Schedule::next_fixed(int64_t step) const {
+    if (config_.compat.onecycle) return next_onecycle(step);
     const WarmupConfig& warmup = config_.warmup;
     const int64_t length = warmup.type == WarmupType::none ? 0 : warmup.steps;
     const int64_t last = std::max<int64_t>(length - 1, 0);
@@ -136,6 +182,9 @@ void Schedule::start(double loss0) {
     double delta_star = warmup.delta_star;
     if (warmup.delta_star_mode == DeltaStarMode::exact) {
         delta_star = exact_delta_star(delta0, warmup.div, kappa_, warmup.sigma_F);
+    } else if (warmup.delta_star_mode != DeltaStarMode::given) {
+        delta_star = published_delta_star(warmup.delta_star_mode, config_.lr, warmup.div, delta0,
+                                          kappa_, warmup.sigma_F);
     } else if (!(delta_star > 0.0 && delta_star < delta0)) {
         throw Error(
             text("adaptive warm-up: schedule.warmup.delta_star is %.6g, but it must lie "
@@ -157,8 +206,24 @@ RateStep Schedule::next_adaptive(int64_t step, double loss) {
                  "finite loss; lower optimizer.lr or check the data",
                  static_cast<long long>(step), loss));
     }
-    const WarmupConfig& warmup = config_.warmup;
     if (!state_.started) start(loss);
+    RateStep result;
+    if (!config_.compat.lag) {
+        result = follow(step, loss);
+    } else if (step == 0) {  // no update before it: the curve's start
+        const double delta = loss - config_.warmup.target_loss;
+        result = {gap_rate(delta), Phase::warmup, delta};
+    } else {
+        result = follow(step, state_.previous_loss);
+    }
+    if (config_.compat.lag) state_.previous_loss = loss;
+    if (config_.compat.first_peak && step == 0) result.rate = config_.lr;
+    return result;
+}
+
+// One step of the state machine: the rate of update `step` from a loss.
+RateStep Schedule::follow(int64_t step, double loss) {
+    const WarmupConfig& warmup = config_.warmup;
     state_.smoothed_loss = std::lerp(loss, state_.smoothed_loss, warmup.loss_ema);
     const double delta = std::max(state_.smoothed_loss - warmup.target_loss, kSmallestGap);
     if (state_.switched_at < 0) {
@@ -208,11 +273,14 @@ RateStep Schedule::decay(int64_t step, int64_t anchor, double peak,
         const double x = all > 0 ? static_cast<double>(done) / static_cast<double>(all) : 0.0;
         return {std::lerp(peak, floor, way(shape, x)), Phase::decay, delta};
     };
+    // Points of the decay that are left out: it starts at `skipped` of a longer one.
+    const int64_t skipped = config_.compat.late_decay ? 2 : 0;
+    const int64_t done = step - anchor + skipped, all = config_.steps - 1 - anchor + skipped;
     switch (config.type) {
         case LrDecayType::cosine:
-            return fall(WsdShape::cosine, step - anchor, config_.steps - 1 - anchor);
+            return fall(WsdShape::cosine, done, all);
         case LrDecayType::linear:
-            return fall(WsdShape::linear, step - anchor, config_.steps - 1 - anchor);
+            return fall(WsdShape::linear, done, all);
         case LrDecayType::wsd: {
             const int64_t start = wsd_decay_start(config_, anchor);
             if (step >= start) return fall(config.shape, step - start + 1, config_.steps - start);

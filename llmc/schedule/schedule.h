@@ -14,7 +14,7 @@
 namespace lmo {
 
 enum class WarmupType { none, linear, cosine, adaptive };
-enum class DeltaStarMode { exact, given };
+enum class DeltaStarMode { exact, given, quadpack, gk21 };
 struct WarmupConfig {
     WarmupType type = WarmupType::none;
     int64_t steps = 0;  // linear, cosine
@@ -37,11 +37,24 @@ struct LrDecayConfig {
     WsdShape shape = WsdShape::linear;  // wsd
 };
 
+// Behaviours of the published code of arXiv 2602.05813 that we do not default to
+// (dev/docs/published.md).
+struct ScheduleCompat {
+    // adaptive:
+    bool first_peak = false;       // update 0 runs at lr instead of lr/div
+    bool lag = false;              // an update's rate comes from the loss of the update before it
+    bool late_decay = false;       // a cosine or linear decay leaves out its first two points
+    bool last_micro_batch = false;  // for the caller of next(): which loss to give
+    // linear and cosine warm-up:
+    bool onecycle = false;  // PyTorch's OneCycleLR: its ramp and its floor lr/(div final_div)
+};
+
 struct ScheduleConfig {
     double lr = 0.0;
     int64_t steps = 0;
     WarmupConfig warmup;
     LrDecayConfig decay;
+    ScheduleCompat compat;
 };
 
 // Coefficients of K(delta) = K0 + K1 delta + K2 delta^2, for the record: the rate itself is
@@ -59,6 +72,11 @@ double warmup_rate(double delta, double lr, double div, double delta0, double de
 // (dev/docs/schedules.md). Throws Error when delta0 <= 0.02.
 double exact_delta_star(double delta0, double div, double kappa, double sigma_F);
 
+// The same choice by the published code's quadrature: mode quadpack is QAGS as scipy.integrate.quad
+// runs it, gk21 a single 21-point panel. Depends on lr, and erratically on delta0.
+double published_delta_star(DeltaStarMode mode, double lr, double div, double delta0, double kappa,
+                            double sigma_F);
+
 WarmupCurve warmup_curve(double lr, double div, double delta0, double delta_star);
 
 enum class Phase { warmup, decay, constant };
@@ -75,6 +93,7 @@ struct ScheduleState {
     bool started = false;
     double loss0 = 0, delta0 = 0, delta_star = 0;
     double smoothed_loss = 0;
+    double previous_loss = 0;  // of the update before, for compat.lag
     int64_t switched_at = -1;  // update at which the warm-up ended
     double peak = 0;           // rate there
 };
@@ -105,7 +124,9 @@ class Schedule {
 
   private:
     RateStep next_fixed(int64_t step) const;
+    RateStep next_onecycle(int64_t step) const;
     RateStep next_adaptive(int64_t step, double loss);
+    RateStep follow(int64_t step, double loss);
     void end_warmup(int64_t step, double peak);
     double gap_rate(double delta) const;
     RateStep decay(int64_t step, int64_t anchor, double peak, std::optional<double> delta) const;

@@ -3,6 +3,9 @@
 
 #include "llmc/train/config.h"
 
+#include <algorithm>
+#include <functional>
+
 #include "llmc/core/error.h"
 #include "llmc/train/config_optimizer.h"
 #include "llmc/train/json_merge.h"
@@ -27,6 +30,28 @@ struct Reader {
     double number(const std::string& path) const { return get<double>(path); }
     std::string text(const std::string& path) const { return get<std::string>(path); }
 };
+
+using Refuse = std::function<void(const std::string& key, const std::string& expected)>;
+
+// Published behaviours that other keys must fit.
+void check_compat(const Reader& read, const Refuse& refuse) {
+    const std::string warmup = read.text("schedule.warmup.type");
+    const std::string decay = read.text("schedule.decay.type");
+    const bool onecycle = read.get("schedule.compat.onecycle", false);
+    if (onecycle && decay != warmup) {
+        refuse("schedule.compat.onecycle", "schedule.decay.type = \"" + warmup +
+                                               "\" with it, as the warm-up, not \"" + decay + "\"");
+    }
+    const int64_t steps = read.get<int64_t>("schedule.warmup.steps", 2);
+    if (steps == 0 && !onecycle) {
+        refuse("schedule.warmup.steps",
+               "at least 1 (schedule.warmup.type = \"none\" is a run without a warm-up)");
+    }
+    if (read.get("schedule.compat.late_decay", false) && decay != "cosine" && decay != "linear") {
+        refuse("schedule.compat.late_decay",
+               "schedule.decay.type = \"cosine\" or \"linear\" with it, not \"" + decay + "\"");
+    }
+}
 
 // Conditions that tie several keys together.
 void check_together(const Reader& read, const Provenance& origin) {
@@ -53,6 +78,7 @@ void check_together(const Reader& read, const Provenance& origin) {
         read.integer("schedule.warmup.steps") > read.integer("run.steps")) {
         refuse("schedule.warmup.steps", "at most " + shown("run.steps"));
     }
+    check_compat(read, refuse);
     if (read.text("schedule.decay.type") == "gap" &&
         read.text("schedule.warmup.type") != "adaptive") {
         refuse("schedule.decay.type",
@@ -78,6 +104,8 @@ void read_run(Config& config, const Reader& read) {
                                                       {"uint16", TokenFormat::uint16}});
     config.data.seed = read.get<uint64_t>("data.seed");
     config.data.tokenizer = read.text("data.tokenizer");
+    config.data.order = named<OrderType>(read.text("data.compat.order"),
+                                         {{"own", OrderType::own}, {"numpy", OrderType::numpy}});
     config.batch = {read.integer("batch.sequences"), read.integer("batch.micro_batch")};
     config.compute =
         named<ComputeChoice>(read.text("precision.compute"), {{"auto", ComputeChoice::automatic},
@@ -122,6 +150,11 @@ void read_schedule(ScheduleConfig& schedule, const Reader& read) {
         if (delta_star.is_number()) {
             warmup.delta_star_mode = DeltaStarMode::given;
             warmup.delta_star = delta_star;
+        } else {
+            warmup.delta_star_mode =
+                named<DeltaStarMode>(delta_star, {{"exact", DeltaStarMode::exact},
+                                                  {"quadpack", DeltaStarMode::quadpack},
+                                                  {"gk21", DeltaStarMode::gk21}});
         }
         warmup.sigma_F = read.number("schedule.warmup.sigma_F");
         warmup.loss_ema = read.number("schedule.warmup.loss_ema");
@@ -139,6 +172,13 @@ void read_schedule(ScheduleConfig& schedule, const Reader& read) {
     decay.shape = named<WsdShape>(
         read.get<std::string>("schedule.decay.shape", "linear"),
         {{"linear", WsdShape::linear}, {"cosine", WsdShape::cosine}, {"sqrt", WsdShape::sqrt}});
+    ScheduleCompat& compat = schedule.compat;
+    const std::string start = "start", mean = "mean";
+    compat.first_peak = read.get("schedule.compat.first_lr", start) == "peak";
+    compat.lag = read.get("schedule.compat.lag", false);
+    compat.last_micro_batch = read.get("schedule.compat.loss", mean) == "last_micro_batch";
+    compat.late_decay = read.get("schedule.compat.late_decay", false);
+    compat.onecycle = read.get("schedule.compat.onecycle", false);
 }
 
 void read_outputs(Config& config, const Reader& read) {
@@ -168,6 +208,15 @@ Config make_config(const Json& given, const Provenance& origin, ConfigUse use) {
     config.optimizer.groups = std::move(groups.groups);
     config.optimizer.weight_decay = read.number("optimizer.weight_decay");
     config.optimizer.clip_norm = read.number("optimizer.clip_norm");
+    config.optimizer.momentum_from_weights =
+        read.text("optimizer.compat.momentum_init") == "parameters";
+    const auto& all = config.optimizer.groups;
+    if (config.optimizer.momentum_from_weights &&
+        std::none_of(all.begin(), all.end(),
+                     [](const GroupConfig& g) { return is_sum_momentum(g.momentum.type); })) {
+        reject(origin, "optimizer.compat.momentum_init", "parameters",
+               "\"zero\", as no group has momentum.type = \"heavy_ball\" or \"nesterov\"");
+    }
     config.optimizer.fuse_qkv = read.text("optimizer.qkv") == "fused";
     set_value(resolution.values, "optimizer.groups", std::move(groups.resolved));
     config.resolved = std::move(resolution.values);

@@ -14,6 +14,7 @@
 #include <vector>
 
 #include "llmc/data/dataset.h"
+#include "llmc/data/order.h"
 #include "llmc/model/llama.h"
 #include "llmc/optim/config.h"
 #include "llmc/schedule/schedule.h"
@@ -35,6 +36,7 @@ struct Config {
         std::vector<std::string> train, val;
         TokenFormat format;
         uint64_t seed;
+        OrderType order;
         std::string tokenizer;  // empty: none
     } data;
     struct Batch {

@@ -34,10 +34,6 @@ Accepts special(std::string expected, std::function<bool(const Json&)> valid,
     return {Kind::special,      0, 0, false, false, {}, std::move(later), std::move(valid),
             std::move(expected)};
 }
-Accepts no_switches() {
-    return special("{}: no published behaviour is switchable in this version",
-                   [](const Json& v) { return v.is_object() && v.empty(); });
-}
 
 Default required() { return {Default::Kind::required, "required"}; }
 Default required_by_train() { return {Default::Kind::required_by_train, "required by train"}; }
@@ -81,7 +77,8 @@ bool is_group_list(const Json& value) {
 }
 
 bool is_gap(const Json& value) {
-    return value == "exact" || (value.is_number() && value.get<double>() > 0);
+    if (value.is_number()) return value.get<double>() > 0;
+    return value == "exact" || value == "quadpack" || value == "gk21";
 }
 
 std::string coefficients_expected() {
@@ -131,6 +128,8 @@ std::vector<Key> data_and_step_keys() {
          "llm.c shards or headerless uint16; auto looks for the header"},
         {"data.seed", integer(0), is(1337), "seed of the sample order"},
         {"data.tokenizer", text(), none(), "bytes, gpt2 or a file; needed for text only"},
+        {"data.compat.order", one_of({"own", "numpy"}), is("own"),
+         "published: numpy, the permutation and offset of numpy.random.default_rng(seed + epoch)"},
 
         {"batch.sequences", integer(1, kMaxExtent), required_by_train(),
          "sequences in an update, over all ranks and micro-batches"},
@@ -161,7 +160,9 @@ std::vector<Key> data_and_step_keys() {
          "torch.nn.utils.clip_grad_norm_; 0: none"},
         {"optimizer.qkv", one_of({"fused", "split"}), is("fused"),
          "q, k, v as one matrix or as three in matrix norms"},
-        {"optimizer.compat", no_switches(), is(Json::object()), "published behaviours"},
+        {"optimizer.compat.momentum_init", one_of({"zero", "parameters"}), is("zero"),
+         "published for normalized SGD and Signum: parameters, heavy_ball and nesterov momenta "
+         "start as the weights after their first decay"},
     };
 }
 
@@ -174,13 +175,16 @@ std::vector<Key> schedule_keys() {
     return {
         {"schedule.warmup.type", one_of({"none", "linear", "cosine", "adaptive"}), is("none"),
          "how the rate rises; adaptive follows the loss and sets its own length"},
-        {"schedule.warmup.steps", integer(1), required(), "updates of the warm-up", ramp},
+        {"schedule.warmup.steps", integer(0), required(),
+         "updates of the warm-up; 0 only with schedule.compat.onecycle", ramp},
         {"schedule.warmup.div", above(1), is(100.0), "the rate starts at lr / div", any_warmup},
         {"schedule.warmup.target_loss", at_least(0), required(),
          "loss that the run is hoped to reach; the gap delta is the loss above it", adaptive},
         {"schedule.warmup.delta_star",
-         special("\"exact\" or a number > 0", is_gap, {"quadpack", "gk21", "measured"}),
-         is("exact"), "gap at which the rate peaks; exact: by accurate quadrature", adaptive},
+         special("\"exact\", \"quadpack\", \"gk21\" or a number > 0", is_gap, {"measured"}),
+         is("exact"),
+         "gap at which the rate peaks; exact: by accurate quadrature; quadpack, gk21: as published",
+         adaptive},
         {"schedule.warmup.sigma_F", above(0), is(1e-3), "width of the weight in that quadrature",
          adaptive},
         {"schedule.warmup.loss_ema", from_below(0, 1), is(0.0),
@@ -195,7 +199,28 @@ std::vector<Key> schedule_keys() {
          wsd},
         {"schedule.decay.shape", one_of({"linear", "cosine", "sqrt"}), is("linear"), "of that part",
          wsd},
-        {"schedule.compat", no_switches(), is(Json::object()), "published behaviours"},
+    };
+}
+
+// Behaviours of the published code that are not our defaults; dev/docs/published.md says why.
+std::vector<Key> schedule_compat_keys() {
+    const When ramp = {"schedule.warmup.type", {"linear", "cosine"}};
+    const When adaptive = {"schedule.warmup.type", {"adaptive"}};
+    return {
+        {"schedule.compat.first_lr", one_of({"start", "peak"}), is("start"),
+         "published: peak, update 0 runs at lr instead of lr / div", adaptive},
+        {"schedule.compat.lag", boolean(), is(false),
+         "published: true, the rate comes from the loss of the update before", adaptive},
+        {"schedule.compat.loss", one_of({"mean", "last_micro_batch"}), is("mean"),
+         "published: last_micro_batch, its mean loss divided by the number of micro-batches",
+         adaptive},
+        {"schedule.compat.rank_loss", one_of({"mean"}, {"local"}), is("mean"),
+         "published: local, each rank by its own loss; one rank has no other", adaptive},
+        {"schedule.compat.late_decay", boolean(), is(false),
+         "published: true, a cosine or linear decay leaves out its first two points", adaptive},
+        {"schedule.compat.onecycle", boolean(), is(false),
+         "published: true, PyTorch's OneCycleLR: its ramp, and the floor lr / (div final_div)",
+         ramp},
     };
 }
 
@@ -286,7 +311,8 @@ const std::vector<Key>& config_keys() {
     static const std::vector<Key> keys = [] {
         std::vector<Key> all;
         for (const auto& section :
-             {run_and_model_keys(), data_and_step_keys(), schedule_keys(), output_keys()}) {
+             {run_and_model_keys(), data_and_step_keys(), schedule_keys(), schedule_compat_keys(),
+              output_keys()}) {
             all.insert(all.end(), section.begin(), section.end());
         }
         return all;

@@ -46,6 +46,8 @@ Trainer::Trainer(const Config& config, Backend& backend, const std::string& chec
                  arena_.take("gradients", precision_.master, {parameters_.buffer_length()})},
       optimizer_(backend, arena_, config.optimizer, parameters_, precision_.master),
       schedule_(config.schedule, warmup_kappa(config.optimizer, parameters_)),
+      validation_samples_(validation_set_, config.data.order, config.data.seed,
+                          config.batch.micro_batch),
       console_(config.run.steps) {
     arena_.workspace();  // all users have said what they need; fixed before anything is captured
     const double tokens_per_update =
@@ -69,7 +71,7 @@ Trainer::Trainer(const Config& config, Backend& backend, const std::string& chec
     }
     prepare_smoothness();
     loader_ = std::make_unique<Loader>(train_set_, config.data.seed, config.batch.micro_batch,
-                                       step_ * config.batch.sequences);
+                                       step_ * config.batch.sequences, config.data.order);
 }
 
 ExitStatus Trainer::run() {
@@ -113,13 +115,18 @@ ExitStatus Trainer::run() {
 Trainer::Update Trainer::update() {
     Timer timer;
     Update result;
-    result.loss = accumulate_gradients(*loader_);
+    const BatchLoss loss = accumulate_gradients(*loader_);
+    result.loss = loss.mean;
     result.gradient_norm = optimizer_.gradient_norm(gradients_);
     require_finite(result.loss, result.gradient_norm);
     result.seconds = timer.seconds();
     if (smoothness_due(step_)) analyzer_->before(weights_.master(), gradients_);
     timer.restart();
-    result.rate = schedule_.next(step_, result.loss);
+    result.rate = schedule_.next(
+        step_, config_.schedule.compat.last_micro_batch ? loss.last_part : loss.mean);
+    if (step_ == 0 && config_.optimizer.momentum_from_weights) {
+        optimizer_.start_momentum_from(weights_.master(), result.rate.rate);
+    }
     optimizer_.set_scalars(result.rate.rate, step_);
     update_->launch();
     backend_.synchronize();
@@ -131,18 +138,23 @@ Trainer::Update Trainer::update() {
 }
 
 // Mean loss over all micro-batches; leaves the gradient of it in gradients_.
-double Trainer::accumulate_gradients(Loader& loader) {
+Trainer::BatchLoss Trainer::accumulate_gradients(Loader& loader) {
     backend_.zero(gradients_.flat);
     backend_.zero(batch_.loss);
+    double before_last = 0.0;
     for (int64_t done = 0; done < config_.batch.sequences; done += config_.batch.micro_batch) {
         const HostBatch& host = loader.next();
         backend_.copy_in(batch_.tokens, host.inputs.data());
         backend_.copy_in(batch_.targets, host.targets.data());
+        const bool last = done + config_.batch.micro_batch >= config_.batch.sequences;
+        if (last && done > 0 && config_.schedule.compat.last_micro_batch) {
+            backend_.copy_out(&before_last, batch_.loss);
+        }
         micro_step_->launch();
     }
     double loss = 0.0;
     backend_.copy_out(&loss, batch_.loss);
-    return loss;
+    return {loss, loss - before_last};
 }
 
 void Trainer::require_finite(double loss, double gradient_norm) const {
@@ -222,7 +234,7 @@ void Trainer::log_schedule() {
 
 void Trainer::evaluate() {
     const ValidationResult result =
-        validate(backend_, model_, weights_.compute(), batch_, validation_set_, config_.data.seed,
+        validate(backend_, model_, weights_.compute(), batch_, validation_samples_,
                  config_.batch.micro_batch, config_.eval.batches);
     validation_loss_ = result.loss;
     evaluated_step_ = step_;

@@ -41,7 +41,11 @@ class Trainer {
     };
 
     Update update();
-    double accumulate_gradients(Loader& loader);
+    struct BatchLoss {
+        double mean;
+        double last_part;  // what the last micro-batch adds to it
+    };
+    BatchLoss accumulate_gradients(Loader& loader);
     void require_finite(double loss, double gradient_norm) const;
     void require_finite_weights();
     [[noreturn]] void fail_not_finite(const std::string& what, double value) const;
@@ -81,6 +85,7 @@ class Trainer {
     Schedule schedule_;
     std::unique_ptr<Graph> micro_step_, update_;
     std::unique_ptr<Loader> loader_;
+    SampleStream validation_samples_;
     std::unique_ptr<Tokenizer> tokenizer_;  // where texts are sampled, with their prompt
     std::vector<int32_t> prompt_;
     std::unique_ptr<Backend> norm_backend_;  // for the analyzer, where backend_ has no fp64

@@ -45,6 +45,7 @@ nlohmann::json Trainer::state() const {
               {"delta0", s.delta0},
               {"delta_star", s.delta_star},
               {"smoothed_loss", s.smoothed_loss},
+              {"previous_loss", s.previous_loss},
               {"switched_at", s.switched_at},
               {"peak", s.peak}}},
             {"seeds", {{"run", config_.run.seed}, {"data", config_.data.seed}}},
@@ -127,6 +128,7 @@ void Trainer::load(const std::string& checkpoint) {
         schedule.delta0 = s.at("delta0");
         schedule.delta_star = s.at("delta_star");
         schedule.smoothed_loss = s.at("smoothed_loss");
+        schedule.previous_loss = s.at("previous_loss");
         schedule.switched_at = s.at("switched_at");
         schedule.peak = s.at("peak");
         schedule_.restore(schedule);

@@ -23,8 +23,8 @@ bool Trainer::smoothness_due(int64_t step) const {
 
 // Loss of a batch in the order of `seed`; its gradient is in gradients_, which no update reads.
 double Trainer::gradient_of_batch(uint64_t seed, int64_t position) {
-    Loader loader(train_set_, seed, config_.batch.micro_batch, position);
-    return accumulate_gradients(loader);
+    Loader loader(train_set_, seed, config_.batch.micro_batch, position, config_.data.order);
+    return accumulate_gradients(loader).mean;
 }
 
 void Trainer::measure_smoothness() {

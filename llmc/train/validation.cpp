@@ -3,7 +3,6 @@
 #include <algorithm>
 
 #include "llmc/core/error.h"
-#include "llmc/data/order.h"
 
 namespace lmo {
 
@@ -32,19 +31,18 @@ double batch_loss(Backend& backend, Llama& model, const ParameterBuffer& weights
 }  // namespace
 
 ValidationResult validate(Backend& backend, Llama& model, const ParameterBuffer& weights,
-                          const BatchTensors& tensors, const Dataset& dataset, uint64_t seed,
-                          int64_t batch, int64_t batches) {
-    const int64_t length = dataset.sequence_length();
+                          const BatchTensors& tensors, SampleStream& samples, int64_t batch,
+                          int64_t batches) {
+    const int64_t length = samples.dataset().sequence_length();
     // Divided, as the product of large settings does not fit an integer.
-    const int64_t all = dataset.sequences();
+    const int64_t all = samples.epoch_length();
     const int64_t total = batches > all / batch ? all : batch * batches;
     std::vector<int32_t> inputs(batch * length), targets(batch * length);
     ValidationResult result{0.0, total * length};
     for (int64_t first = 0; first < total; first += batch) {
         const int64_t count = std::min(batch, total - first);
         for (int64_t i = 0; i < count; ++i) {
-            const uint64_t sample = sample_at(first + i, dataset.sequences(), seed);
-            dataset.copy_sequence(sample, &inputs[i * length], &targets[i * length]);
+            samples.copy(first + i, &inputs[i * length], &targets[i * length]);
         }
         result.loss += batch_loss(backend, model, weights, tensors, inputs, targets, count, length);
     }

@@ -4,7 +4,7 @@
 #include <cstdint>
 #include <vector>
 
-#include "llmc/data/dataset.h"
+#include "llmc/data/stream.h"
 #include "llmc/model/llama.h"
 
 namespace lmo {
@@ -22,10 +22,10 @@ struct ValidationResult {
 };
 
 // Mean loss over `batches` batches of `batch` sequences of the set (fewer when it is smaller), the
-// same ones at every call: the first of its epoch 0 in the order of `seed`.
+// same ones at every call: the first of its epoch 0.
 ValidationResult validate(Backend& backend, Llama& model, const ParameterBuffer& weights,
-                          const BatchTensors& tensors, const Dataset& dataset, uint64_t seed,
-                          int64_t batch, int64_t batches);
+                          const BatchTensors& tensors, SampleStream& samples, int64_t batch,
+                          int64_t batches);
 
 // Mean loss over every token of a file but its first, in windows of `length` tokens one after
 // another (the last one may be shorter), `batch` windows at a time. Throws Error for an id >=

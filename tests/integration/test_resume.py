@@ -6,7 +6,7 @@ import signal
 import subprocess
 import time
 
-from cli import TRAIN_GPT, CliTest
+from cli import ROOT, TRAIN_GPT, CliTest
 
 WARMUP = {'type': 'adaptive', 'target_loss': 3.0, 'div': 20, 'max_fraction': 0.6}
 
@@ -50,6 +50,20 @@ class ResumeTest(CliTest):
                     stop_at=stop_at, steps=16)
         phases = [line['phase'] for line in self.metrics('whole', 'train')]
         self.assertEqual(phases[2], 'warmup')
+        self.assertEqual(phases[14], 'decay')
+
+    def test_with_every_published_behaviour(self):
+        compat = str(ROOT / 'configs' / 'compat' / 'official-nsgd.json')
+        for stop_at in (1, 3, 14):
+            with self.subTest(stop_at=stop_at):
+                subprocess.run(['rm', '-rf', 'whole', 'parts'], cwd=self.folder, check=True)
+                self.check_stop_and_resume(
+                    {'include': compat, 'optimizer': {'preset': 'nsgd', 'lr': 0.2},
+                     'schedule': {'warmup': {'target_loss': 1.95, 'div': 4},
+                                  'decay': {'type': 'cosine'}}},
+                    stop_at=stop_at, steps=16)
+        phases = [line['phase'] for line in self.metrics('whole', 'train')]
+        self.assertEqual(phases[3], 'warmup')
         self.assertEqual(phases[14], 'decay')
 
     def test_one_thread(self):

@@ -260,13 +260,14 @@ TEST_F(ConfigTest, ResumeConflictsNameOldAndNew) {
         load("base.json", {"optimizer.lr=0.002", "optimizer.preset=nsgd", "run.threads=2",
                            R"(schedule.warmup={"type":"linear","steps":5})"});
     const std::vector<std::string> conflicts = resume_conflicts(saved, other.resolved);
-    ASSERT_EQ(conflicts.size(), 6u);
+    ASSERT_EQ(conflicts.size(), 7u);
     EXPECT_EQ(conflicts[0], "run.threads: 0 -> 2");
     EXPECT_EQ(conflicts[1].substr(0, 19), "optimizer.groups: [");
     EXPECT_EQ(conflicts[2], "optimizer.lr: 0.001 -> 0.002");
     EXPECT_EQ(conflicts[3], "schedule.warmup.type: \"none\" -> \"linear\"");
     EXPECT_EQ(conflicts[4], "schedule.warmup.steps: none -> 5");
     EXPECT_EQ(conflicts[5], "schedule.warmup.div: none -> 100.0");
+    EXPECT_EQ(conflicts[6], "schedule.compat: none -> {\"onecycle\":false}");
 
     Json beta = saved;
     beta["optimizer"]["groups"][0]["momentum"]["beta"] = 0.5;

@@ -157,7 +157,7 @@ TEST_F(ConfigErrors, TypesAndRanges) {
         {R"(schedule.warmup={"type":"adaptive","target_loss":3,"max_fraction":0})",
          "schedule.warmup.max_fraction = 0: expected a number > 0 and <= 1"},
         {R"(schedule.warmup={"type":"adaptive","target_loss":3,"delta_star":0})",
-         "schedule.warmup.delta_star = 0: expected \"exact\" or a number > 0"},
+         "schedule.warmup.delta_star = 0: expected \"exact\", \"quadpack\", \"gk21\" or a number > 0"},
         {R"(schedule.decay={"type":"wsd","fraction":1.5})",
          "schedule.decay.fraction = 1.5: expected a number > 0 and <= 1"},
         {"eval.batches=0", "eval.batches = 0: expected an integer >= 1"},
@@ -207,16 +207,44 @@ TEST_F(ConfigErrors, WhatThisVersionLacksIsRefused) {
               "--set: model.attention = \"cudnn\" is not in this version: expected \"own\"");
     EXPECT_EQ(set("model.recompute=block"),
               "--set: model.recompute = \"block\" is not in this version: expected \"none\"");
-    for (const std::string mode : {"quadpack", "gk21", "measured"}) {
-        EXPECT_EQ(set(R"(schedule.warmup={"type":"adaptive","target_loss":3,"delta_star":")" +
-                      mode + "\"}"),
-                  "--set: schedule.warmup.delta_star = \"" + mode +
-                      "\" is not in this version: expected \"exact\" or a number > 0");
-    }
-    EXPECT_EQ(set("optimizer.compat.mom_init=param"),
-              "--set: optimizer.compat = {\"mom_init\":\"param\"}: expected {}: no published "
-              "behaviour is switchable in this version");
-    EXPECT_EQ(set(R"(schedule.compat={"first_lr":"peak"})").substr(0, 25),
-              "--set: schedule.compat = ");
+    EXPECT_EQ(
+        set(R"(schedule.warmup={"type":"adaptive","target_loss":3,"delta_star":"measured"})"),
+        "--set: schedule.warmup.delta_star = \"measured\" is not in this version: expected \"exact\", "
+        "\"quadpack\", \"gk21\" or a number > 0");
+    EXPECT_EQ(text(R"({"include": "base.json", "schedule": {
+                       "warmup": {"type": "adaptive", "target_loss": 3},
+                       "compat": {"rank_loss": "local"}}})"),
+              "x.json: schedule.compat.rank_loss = \"local\" is not in this version: expected "
+              "\"mean\"");
     EXPECT_EQ(set("schedule.compat={}"), "no error");
+}
+
+TEST_F(ConfigErrors, PublishedBehavioursThatFitNothing) {
+    EXPECT_EQ(set("optimizer.compat.mom_init=parameters"),
+              "--set: unknown key \"optimizer.compat.mom_init\"; did you mean "
+              "\"optimizer.compat.momentum_init\"?");
+    EXPECT_EQ(set("schedule.compat.first_lr=peak"),
+              "--set: schedule.compat.first_lr = \"peak\" is not used with schedule.warmup.type = "
+              "\"none\", only with \"adaptive\"; remove it or set it to null");
+    const auto schedule = [&](const std::string& keys) {
+        return text("{\"include\": \"base.json\", \"schedule\": {" + keys + "}}");
+    };
+    EXPECT_EQ(schedule(R"("warmup": {"type": "cosine", "steps": 5}, "compat": {"onecycle": true})"),
+              "x.json: schedule.compat.onecycle = true: expected schedule.decay.type = \"cosine\" "
+              "with it, as the warm-up, not \"constant\"");
+    EXPECT_EQ(schedule(R"("warmup": {"type": "cosine", "steps": 0}, "decay": {"type": "cosine"})"),
+              "x.json: schedule.warmup.steps = 0: expected at least 1 (schedule.warmup.type = "
+              "\"none\" is a run without a warm-up)");
+    EXPECT_EQ(schedule(R"("warmup": {"type": "cosine", "steps": 0}, "decay": {"type": "cosine"},
+                          "compat": {"onecycle": true})"),
+              "no error");
+    EXPECT_EQ(schedule(R"("warmup": {"type": "adaptive", "target_loss": 3},
+                          "decay": {"type": "wsd"}, "compat": {"late_decay": true})"),
+              "x.json: schedule.compat.late_decay = true: expected schedule.decay.type = \"cosine\" "
+              "or \"linear\" with it, not \"wsd\"");
+    EXPECT_EQ(set("optimizer.compat.momentum_init=parameters"), "no error");  // muon's nesterov
+    EXPECT_EQ(text(R"({"include": "base.json", "optimizer": {"preset": "lion",
+                       "compat": {"momentum_init": "parameters"}}})"),
+              "x.json: optimizer.compat.momentum_init = \"parameters\": expected \"zero\", as no "
+              "group has momentum.type = \"heavy_ball\" or \"nesterov\"");
 }

@@ -162,6 +162,45 @@ TEST(Clipping, GlobalNormBeforeMomentum) {
     }
 }
 
+// optimizer.compat.momentum_init: as the published normalized SGD, whose state is cloned from the
+// weights after their first decay.
+TEST(MomentumStart, IsTheDecayedWeights) {
+    GroupConfig nesterov, lion;
+    nesterov.match = role_is(Role::matrix);
+    nesterov.momentum = {MomentumType::nesterov, 0.95};
+    nesterov.norm.type = NormType::frobenius;
+    nesterov.decay.type = DecayType::decoupled;
+    nesterov.lr_scale = 2.0;
+    lion.momentum = {MomentumType::lion, 0.0, 0.9, 0.99};
+    OptimizerConfig config;
+    config.groups = {nesterov, lion};
+    config.weight_decay = 0.1;
+    for (const DType master : {DType::f32, DType::f64}) {
+        OptimizerRun run(config, master);
+        std::vector<double> values(static_cast<size_t>(run.list.buffer_length()));
+        for (size_t i = 0; i < values.size(); ++i) values[i] = 0.37 * static_cast<double>(i) - 3.0;
+        run.set(run.weights.flat, values);
+        run.optimizer->start_momentum_from(run.weights, 0.3);
+        int from_weights = 0;
+        for (const StateTensor& state : run.optimizer->states()) {
+            const std::string name = state.name.substr(0, state.name.rfind('.'));
+            const std::vector<double> momentum = run.get(state.tensor);
+            int i = 0;
+            while (run.list[i].name != name) ++i;
+            const std::vector<double> weights = run.get(run.weights[i]);
+            const bool matrix = run.list[i].role == Role::matrix;
+            from_weights += matrix;
+            for (size_t k = 0; k < momentum.size(); ++k) {
+                const double factor = 1.0 - 0.3 * 2.0 * 0.1;
+                const float narrow = static_cast<float>(factor) * static_cast<float>(weights[k]);
+                const double start = master == DType::f32 ? narrow : factor * weights[k];
+                EXPECT_EQ(momentum[k], matrix ? start : 0.0);
+            }
+        }
+        EXPECT_EQ(from_weights, 7);
+    }
+}
+
 TEST(Copies, AreTheRoundedWeights) {
     OptimizerRun run(muon_like(), DType::f32, true);
     std::vector<double> gradient(run.list.buffer_length());
