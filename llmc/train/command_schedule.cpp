@@ -104,7 +104,7 @@ void run_schedule(const Config& config, const ScheduleOptions& options) {
         options.loss0.value_or(std::log(static_cast<double>(config.model.vocab_size)));
     const double kappa = warmup_kappa(config.optimizer, llama_parameters(config.model));
     const bool adaptive = config.schedule.warmup.type == WarmupType::adaptive;
-    Schedule schedule(with_steps(config.schedule), kappa);
+    Schedule schedule(with_steps(with_measured_gap(config)), kappa);
     if (adaptive) schedule.start(loss0);
     const RateTable table = !options.losses.empty()
                                 ? follow_losses(config, schedule, read_losses(options.losses))

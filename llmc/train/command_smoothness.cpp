@@ -145,27 +145,30 @@ void run_smoothness(const SmoothnessOptions& options) {
     flush_output();
 }
 
-double measured_delta_star(const std::string& path, double target_loss) {
-    const std::string key = "schedule.warmup.fit";
-    const Json report = read_json_object(path, key);
+ScheduleConfig with_measured_gap(const Config& config) {
+    ScheduleConfig schedule = config.schedule;
+    if (config.smoothness_fit.empty()) return schedule;
+    const std::string where = "schedule.warmup.fit: " + config.smoothness_fit;
+    const Json report = read_json_object(config.smoothness_fit, "schedule.warmup.fit");
     try {
         const auto target = report.at("target_loss").get<double>();
-        if (target != target_loss) {
-            throw UsageError(key + ": " + path + " was fitted for the target loss " +
-                             Json(target).dump() + ", but schedule.warmup.target_loss is " +
-                             Json(target_loss).dump() + ": measure again, or use that target");
+        if (target != schedule.warmup.target_loss) {
+            throw UsageError(where + " was fitted for the target loss " + Json(target).dump() +
+                             ", but schedule.warmup.target_loss is " +
+                             Json(schedule.warmup.target_loss).dump() +
+                             ": measure with that target, or train with this one");
         }
         const Json& star = report.at("fits").at(0).at("delta_star");
         if (star.is_null()) {
-            throw UsageError(key + ": " + path +
-                             ": the rate delta / K(delta) of this fit has no peak (K0 or K_rho is "
-                             "not positive): fit another window, or give delta_star a number");
+            throw UsageError(where + ": delta / K(delta) of this fit has no peak (K0 or K_rho is not "
+                                     "positive): fit another window, or give delta_star a number");
         }
-        return star.get<double>();
+        schedule.warmup.delta_star = star.get<double>();
     } catch (const nlohmann::json::exception& error) {
-        throw UsageError(key + ": " + path + ": expected a file that `train_gpt smoothness --out` " +
-                         "wrote (" + error.what() + ")");
+        throw UsageError(where + ": expected a file that `train_gpt smoothness --out` wrote (" +
+                         error.what() + ")");
     }
+    return schedule;
 }
 
 }  // namespace lmo

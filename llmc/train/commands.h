@@ -26,9 +26,9 @@ struct SmoothnessOptions {
     bool json = false;
 };
 void run_smoothness(const SmoothnessOptions& options);
-// The gap at the rate's peak in a file that run_smoothness wrote. Throws UsageError when the file
-// is not one, was fitted for another target loss, or has no peak.
-double measured_delta_star(const std::string& path, double target_loss);
+// The schedule, with delta_star "measured" read from the file that run_smoothness wrote. Throws
+// UsageError when the file is not one, was fitted for another target loss, or has no peak.
+ScheduleConfig with_measured_gap(const Config& config);
 
 // Training steps of a configuration on random tokens; data, schedule and outputs are not used.
 struct BenchTrainOptions {

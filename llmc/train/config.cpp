@@ -147,9 +147,9 @@ void read_schedule(ScheduleConfig& schedule, const Reader& read) {
     if (warmup.type == WarmupType::adaptive) {
         warmup.target_loss = read.number("schedule.warmup.target_loss");
         const Json& delta_star = *find_value(read.tree, "schedule.warmup.delta_star");
-        if (delta_star.is_number()) {
+        if (delta_star.is_number() || delta_star == "measured") {
             warmup.delta_star_mode = DeltaStarMode::given;
-            warmup.delta_star = delta_star;
+            if (delta_star.is_number()) warmup.delta_star = delta_star;
         } else {
             warmup.delta_star_mode =
                 named<DeltaStarMode>(delta_star, {{"exact", DeltaStarMode::exact},
@@ -203,6 +203,7 @@ Config make_config(const Json& given, const Provenance& origin, ConfigUse use) {
     read_run(config, read);
     read_model(config.model, read);
     read_schedule(config.schedule, read);
+    config.smoothness_fit = read.get<std::string>("schedule.warmup.fit");
     read_outputs(config, read);
     OptimizerGroups groups = optimizer_groups(resolution.values, origin);
     config.optimizer.groups = std::move(groups.groups);

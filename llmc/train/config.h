@@ -45,7 +45,8 @@ struct Config {
     ComputeChoice compute;
     DType residual;  // fp32 or bf16; fp64 when compute is fp64
     OptimizerConfig optimizer;
-    ScheduleConfig schedule;
+    ScheduleConfig schedule;  // with_measured_gap completes it
+    std::string smoothness_fit;  // file that delta_star "measured" is read from; empty: none
     struct Eval {
         int64_t every, batches;
         std::optional<std::string> sample;  // prompt of a text sampled at each evaluation

@@ -78,7 +78,7 @@ bool is_group_list(const Json& value) {
 
 bool is_gap(const Json& value) {
     if (value.is_number()) return value.get<double>() > 0;
-    return value == "exact" || value == "quadpack" || value == "gk21";
+    return value == "exact" || value == "quadpack" || value == "gk21" || value == "measured";
 }
 
 std::string coefficients_expected() {
@@ -181,10 +181,16 @@ std::vector<Key> schedule_keys() {
         {"schedule.warmup.target_loss", at_least(0), required(),
          "loss that the run is hoped to reach; the gap delta is the loss above it", adaptive},
         {"schedule.warmup.delta_star",
-         special("\"exact\", \"quadpack\", \"gk21\" or a number > 0", is_gap, {"measured"}),
+         special("\"exact\", \"quadpack\", \"gk21\", \"measured\" or a number > 0", is_gap),
          is("exact"),
-         "gap at which the rate peaks; exact: by accurate quadrature; quadpack, gk21: as published",
+         "gap at which the rate peaks; exact: by accurate quadrature; quadpack, gk21: as published; "
+         "measured: where the fit of schedule.warmup.fit has it",
          adaptive},
+        {"schedule.warmup.fit",
+         text(),
+         required(),
+         "JSON file that `train_gpt smoothness --out` wrote for the same target_loss",
+         {"schedule.warmup.delta_star", {"measured"}}},
         {"schedule.warmup.sigma_F", above(0), is(1e-3), "width of the weight in that quadrature",
          adaptive},
         {"schedule.warmup.loss_ema", from_below(0, 1), is(0.0),

@@ -8,6 +8,7 @@
 #include "llmc/io/run_lock.h"
 #include "llmc/model/generate.h"
 #include "llmc/train/data_fingerprint.h"
+#include "llmc/train/commands.h"
 #include "llmc/train/device.h"
 #include "llmc/train/measure.h"
 #include "llmc/train/resume.h"
@@ -45,7 +46,7 @@ Trainer::Trainer(const Config& config, Backend& backend, const std::string& chec
       gradients_{&parameters_,
                  arena_.take("gradients", precision_.master, {parameters_.buffer_length()})},
       optimizer_(backend, arena_, config.optimizer, parameters_, precision_.master),
-      schedule_(config.schedule, warmup_kappa(config.optimizer, parameters_)),
+      schedule_(with_measured_gap(config), warmup_kappa(config.optimizer, parameters_)),
       validation_samples_(validation_set_, config.data.order, config.data.seed,
                           config.batch.micro_batch),
       console_(config.run.steps) {

@@ -207,10 +207,6 @@ TEST_F(ConfigErrors, WhatThisVersionLacksIsRefused) {
               "--set: model.attention = \"cudnn\" is not in this version: expected \"own\"");
     EXPECT_EQ(set("model.recompute=block"),
               "--set: model.recompute = \"block\" is not in this version: expected \"none\"");
-    EXPECT_EQ(
-        set(R"(schedule.warmup={"type":"adaptive","target_loss":3,"delta_star":"measured"})"),
-        "--set: schedule.warmup.delta_star = \"measured\" is not in this version: expected \"exact\", "
-        "\"quadpack\", \"gk21\" or a number > 0");
     EXPECT_EQ(text(R"({"include": "base.json", "schedule": {
                        "warmup": {"type": "adaptive", "target_loss": 3},
                        "compat": {"rank_loss": "local"}}})"),
