@@ -88,9 +88,9 @@ namespace {
 // since TensorBoard reads the files of a folder by the order of their names.
 int64_t time_of_name(const std::string& folder) {
     int64_t time = static_cast<int64_t>(wall_time());
-    std::error_code ignored;  // opening the file says what is wrong
-    std::filesystem::directory_iterator entry(folder, ignored), end;
-    for (; !ignored && entry != end; entry.increment(ignored)) {
+    std::error_code code;
+    std::filesystem::directory_iterator entry(folder, code), end;
+    for (; !code && entry != end; entry.increment(code)) {
         long long other = 0;
         const std::string name = entry->path().filename().string();
         if (std::sscanf(name.c_str(), "events.out.tfevents.%lld.", &other) == 1 &&
@@ -98,6 +98,7 @@ int64_t time_of_name(const std::string& folder) {
             time = std::max<int64_t>(time, other + 1);
         }
     }
+    if (code) throw Error("cannot list '" + folder + "': " + code.message());
     return time;
 }
 
