@@ -77,7 +77,7 @@ build-all: $(BUILD)/train_gpt
 help:
 	@echo 'make train   install what is missing, build, prepare text, train configs/run/quickstart.json, plot'
 	@echo 'make test    install what is missing, build, run all quick tests (at most 5 minutes on 2 cores)'
-	@echo 'make check   the long tests: sanitizers, kills, other processors'
+	@echo 'make check   the long tests: sanitizers, kills, failing disks, other processors'
 	@echo 'make all     build $(BUILD)/train_gpt only'
 	@echo 'make docs    rewrite the generated documentation pages'
 	@echo 'make clean   remove $(BUILD)/ (data/ and runs/ stay)'

@@ -1,5 +1,5 @@
-// One run folder, one training run: the file run.lock in it, held by flock(2) while a run lives. The
-// system lets go of it when the process ends, however it ends, so a killed run blocks nobody.
+// One run folder, one training run: the file run.lock in it, held by flock(2) while a run lives.
+// The system lets go of it when the process ends, however it ends, so a killed run blocks nobody.
 // Commands that only read a run folder need no lock.
 #pragma once
 

@@ -1,7 +1,7 @@
 // What the data files of a run hold, so that a resumed run notices when they hold something else.
 //
 // state.json carries, for data.train and for data.val,
-//   {"sampled": false, "files": [{"path": "data/train.bin", "bytes": 8000, "xxh3_128": "..."}, ...]}
+//   {"sampled": false, "files": [{"path": "a.bin", "bytes": 8000, "xxh3_128": "..."}, ...]}
 // A set of up to 1 GiB is hashed whole (`xxh128sum` prints the same). Of a larger one the first and
 // last 64 KiB of each file and blocks of 4 KiB at even distances, about 4096 over the set and at
 // least 16 in a file, are hashed, so that a run starts soon: other data is noticed, but a change

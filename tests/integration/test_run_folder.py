@@ -46,7 +46,8 @@ class LockTest(CliTest):
         for arguments in ([], ['--resume', 'never'], ['--set', 'run.dir=link'], ['--set', 'optimizer.lr=1']):
             result = self.train(*arguments, status=2)
             self.assertEqual(result.err.count('\n'), 1, result.err)
-            for word in ('in use', f'process {first.pid} ', 'run.dir', "'link'" if 'run.dir=link' in arguments else "'run'"):
+            folder = "'link'" if 'run.dir=link' in arguments else "'run'"
+            for word in ('in use', f'process {first.pid} ', 'run.dir', folder):
                 self.assertIn(word, result.err)
         self.assertEqual(listing, {path: path.stat().st_mtime_ns for path in (self.folder / 'run').rglob('*')})
         # Whoever only reads is not hindered.

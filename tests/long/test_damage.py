@@ -20,7 +20,8 @@ def damages(content, generator):
     for _ in range(FLIPS):
         yield flipped(content, generator)
     # A manifest that lacks its last line end alone is whole.
-    for length in sorted({0, 1, 7, 8, len(content) // 2, len(content) - 4096, len(content) - 2} & set(range(len(content)))):
+    lengths = {0, 1, 7, 8, len(content) // 2, len(content) - 4096, len(content) - 2}
+    for length in sorted(lengths & set(range(len(content)))):
         yield f'cut to {length} of {len(content)} bytes', content[:length]
     yield 'bytes added', content + b'x'
     yield 'all zeros', bytes(len(content))

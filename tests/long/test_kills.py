@@ -14,15 +14,18 @@ from cli import TRAIN_GPT, CliTest, write_tokens
 
 KILLS = int(os.environ.get('LMO_KILLS', '200'))
 STEPS, EVAL_EVERY = 60, 3
-ADAPTIVE = {'warmup': {'type': 'adaptive', 'target_loss': 3.4, 'div': 20, 'max_fraction': 0.6}, 'decay': {'type': 'cosine'}}
+ADAPTIVE = {'warmup': {'type': 'adaptive', 'target_loss': 3.4, 'div': 20, 'max_fraction': 0.6},
+            'decay': {'type': 'cosine'}}
 CONFIGS = {
     'adamw, 4 micro-batches': {
-        'optimizer': {'preset': 'adamw', 'lr': 0.01, 'clip_norm': 1.0, 'weight_decay': 0.1}, 'batch': {'micro_batch': 1},
+        'optimizer': {'preset': 'adamw', 'lr': 0.01, 'clip_norm': 1.0, 'weight_decay': 0.1},
+        'batch': {'micro_batch': 1},
         'schedule': {'warmup': {'type': 'linear', 'steps': 20}, 'decay': {'type': 'cosine'}}},
     'muon, bf16': {
         'optimizer': {'preset': 'muon', 'lr': 0.01}, 'batch': {'micro_batch': 4}, 'precision': {'compute': 'bf16'},
         'schedule': {'warmup': {'type': 'cosine', 'steps': 20}, 'decay': {'type': 'wsd', 'fraction': 0.3}}},
-    'muon, adaptive warm-up': {'optimizer': {'preset': 'muon', 'lr': 0.02}, 'schedule': ADAPTIVE},
+    'muon, adaptive warm-up, analyzer': {
+        'optimizer': {'preset': 'muon', 'lr': 0.02}, 'schedule': ADAPTIVE, 'smoothness': {'every': 4}},
     'adamw, adaptive warm-up, 2 micro-batches': {
         'optimizer': {'preset': 'adamw', 'lr': 0.01}, 'batch': {'micro_batch': 2}, 'schedule': ADAPTIVE},
 }
@@ -66,7 +69,8 @@ class KillTest(CliTest):
         return [json.loads(line) for line in text[:text.rfind('\n') + 1].splitlines()]
 
     def saved(self):
-        return max((int(path.name[5:]) for path in (self.folder / 'parts').glob('checkpoints/step_????????')), default=0)
+        names = [path.name for path in (self.folder / 'parts').glob('checkpoints/step_????????')]
+        return max((int(name[5:]) for name in names), default=0)
 
     def moment(self, before):
         """What a killed run was doing, by what it left; `before`: what was there when it began."""
