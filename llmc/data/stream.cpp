@@ -36,8 +36,8 @@ void SampleStream::shuffle(int64_t epoch) {
 
 void SampleStream::copy(int64_t position, int32_t* inputs, int32_t* targets) {
     if (order_ == OrderType::own) {
-        const uint64_t sample = sample_at(static_cast<uint64_t>(position),
-                                          static_cast<uint64_t>(epoch_length_), seed_);
+        const uint64_t sample =
+            sample_at(static_cast<uint64_t>(position), static_cast<uint64_t>(epoch_length_), seed_);
         dataset_.copy_sequence(static_cast<int64_t>(sample), inputs, targets);
         return;
     }

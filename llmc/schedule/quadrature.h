@@ -13,10 +13,10 @@ using Integrand = std::function<double(double)>;
 // Values of QUADPACK's ier for a finite interval; whatever it is, `value` is QUADPACK's result.
 enum class QuadratureStatus {
     converged = 0,
-    limit_reached = 1,     // of subdivisions
-    roundoff = 2,          // prevents the tolerance
-    bad_point = 3,         // the integrand behaves badly somewhere
-    no_convergence = 4,    // of the extrapolation
+    limit_reached = 1,   // of subdivisions
+    roundoff = 2,        // prevents the tolerance
+    bad_point = 3,       // the integrand behaves badly somewhere
+    no_convergence = 4,  // of the extrapolation
     probably_divergent = 5,
 };
 
@@ -29,8 +29,8 @@ struct QuadratureResult {
 // One 21-point Gauss-Kronrod panel (QK21).
 QuadratureResult gauss_kronrod_21(const Integrand& f, double a, double b);
 
-// QAGS: adaptive bisection with 21-point Gauss-Kronrod panels, sped up by the epsilon algorithm. The
-// tolerances and the limit of subdivisions are those of scipy.integrate.quad.
+// QAGS: adaptive bisection with 21-point Gauss-Kronrod panels, sped up by the epsilon algorithm.
+// The tolerances and the limit of subdivisions are those of scipy.integrate.quad.
 QuadratureResult qags(const Integrand& f, double a, double b, double absolute = 1.49e-8,
                       double relative = 1.49e-8, int limit = 50);
 

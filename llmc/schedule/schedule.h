@@ -41,9 +41,9 @@ struct LrDecayConfig {
 // (dev/docs/published.md).
 struct ScheduleCompat {
     // adaptive:
-    bool first_peak = false;       // update 0 runs at lr instead of lr/div
-    bool lag = false;              // an update's rate comes from the loss of the update before it
-    bool late_decay = false;       // a cosine or linear decay leaves out its first two points
+    bool first_peak = false;        // update 0 runs at lr instead of lr/div
+    bool lag = false;               // an update's rate comes from the loss of the update before it
+    bool late_decay = false;        // a cosine or linear decay leaves out its first two points
     bool last_micro_batch = false;  // for the caller of next(): which loss to give
     // linear and cosine warm-up:
     bool onecycle = false;  // PyTorch's OneCycleLR: its ramp and its floor lr/(div final_div)

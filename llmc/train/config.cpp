@@ -225,8 +225,8 @@ Config make_config(const Json& given, const Provenance& origin, ConfigUse use) {
 }
 
 bool may_change(const std::string& path) {
-    for (const char* key : {"run.dir", "run.name", "run.device", "log", "eval", "smoothness",
-                            "checkpoint"}) {
+    for (const char* key : {"run.dir", "run.name", "run.note", "run.device", "log", "eval",
+                            "smoothness", "checkpoint"}) {
         if (path == key) return true;
     }
     return path == "optimizer.preset";  // a label: the groups are compared

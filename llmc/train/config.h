@@ -80,7 +80,7 @@ Config config_from_json(const nlohmann::ordered_json& json, const std::string& s
                         ConfigUse use);
 
 // Keys whose values differ between two resolved configurations, "key: old -> new", leaving out
-// those that a resumed run may change (run.dir, run.name, run.device, log, eval, smoothness,
+// those that a resumed run may change (run.dir, run.name, run.note, run.device, log, eval, smoothness,
 // checkpoint).
 std::vector<std::string> resume_conflicts(const nlohmann::ordered_json& saved,
                                           const nlohmann::ordered_json& now);

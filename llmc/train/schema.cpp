@@ -91,6 +91,7 @@ std::vector<Key> run_and_model_keys() {
     return {
         {"run.name", text(), is("run"), "name of the run"},
         {"run.dir", text(), computed("runs/NAME", run_folder), "folder that the run writes"},
+        {"run.note", text(), none(), "a remark for readers, such as the result to compare with"},
         {"run.seed", integer(0), is(0), "seed of the initial weights and of sampled text"},
         {"run.steps", integer(1), required_by_train(), "updates in the whole run"},
         {"run.device", one_of({"auto", "cpu", "cuda"}), is("auto"), "where to compute"},
@@ -316,9 +317,8 @@ const std::vector<std::string>& role_names() {
 const std::vector<Key>& config_keys() {
     static const std::vector<Key> keys = [] {
         std::vector<Key> all;
-        for (const auto& section :
-             {run_and_model_keys(), data_and_step_keys(), schedule_keys(), schedule_compat_keys(),
-              output_keys()}) {
+        for (const auto& section : {run_and_model_keys(), data_and_step_keys(), schedule_keys(),
+                                    schedule_compat_keys(), output_keys()}) {
             all.insert(all.end(), section.begin(), section.end());
         }
         return all;

@@ -157,7 +157,8 @@ TEST_F(ConfigErrors, TypesAndRanges) {
         {R"(schedule.warmup={"type":"adaptive","target_loss":3,"max_fraction":0})",
          "schedule.warmup.max_fraction = 0: expected a number > 0 and <= 1"},
         {R"(schedule.warmup={"type":"adaptive","target_loss":3,"delta_star":0})",
-         "schedule.warmup.delta_star = 0: expected \"exact\", \"quadpack\", \"gk21\" or a number > 0"},
+         "schedule.warmup.delta_star = 0: expected \"exact\", \"quadpack\", \"gk21\" or a number > "
+         "0"},
         {R"(schedule.decay={"type":"wsd","fraction":1.5})",
          "schedule.decay.fraction = 1.5: expected a number > 0 and <= 1"},
         {"eval.batches=0", "eval.batches = 0: expected an integer >= 1"},
@@ -234,10 +235,11 @@ TEST_F(ConfigErrors, PublishedBehavioursThatFitNothing) {
     EXPECT_EQ(schedule(R"("warmup": {"type": "cosine", "steps": 0}, "decay": {"type": "cosine"},
                           "compat": {"onecycle": true})"),
               "no error");
-    EXPECT_EQ(schedule(R"("warmup": {"type": "adaptive", "target_loss": 3},
+    EXPECT_EQ(
+        schedule(R"("warmup": {"type": "adaptive", "target_loss": 3},
                           "decay": {"type": "wsd"}, "compat": {"late_decay": true})"),
-              "x.json: schedule.compat.late_decay = true: expected schedule.decay.type = \"cosine\" "
-              "or \"linear\" with it, not \"wsd\"");
+        "x.json: schedule.compat.late_decay = true: expected schedule.decay.type = \"cosine\" "
+        "or \"linear\" with it, not \"wsd\"");
     EXPECT_EQ(set("optimizer.compat.momentum_init=parameters"), "no error");  // muon's nesterov
     EXPECT_EQ(text(R"({"include": "base.json", "optimizer": {"preset": "lion",
                        "compat": {"momentum_init": "parameters"}}})"),

@@ -120,8 +120,9 @@ TEST_F(NumpyStream, TooFewTokensForABatch) {
         SampleStream(data, OrderType::numpy, 1, 5);
         FAIL();
     } catch (const Error& error) {
-        EXPECT_NE(std::string(error.what()).find("4 windows of 8, fewer than batch.micro_batch = 5"),
-                  std::string::npos)
+        EXPECT_NE(
+            std::string(error.what()).find("4 windows of 8, fewer than batch.micro_batch = 5"),
+            std::string::npos)
             << error.what();
     }
 }

@@ -31,9 +31,7 @@ Integrand family(const std::string& name, double c, double s) {
         {"pole", [=](double x) { return x != c ? s / (x - c) : 0.0; }},
         {"step", [=](double x) { return x < c ? s : -1.0; }},
         {"comb",
-         [=](double x) {
-             return s * std::abs(x * c * 7.0 - std::floor(x * c * 7.0) - 0.5);
-         }},
+         [=](double x) { return s * std::abs(x * c * 7.0 - std::floor(x * c * 7.0) - 0.5); }},
         {"cubic", [=](double x) { return s * (x - c) * (x - c) * (x - c); }},
         {"small", [=](double x) { return 1e-7 * s / (1e-4 + (x - c) * (x - c)); }},
     };
@@ -155,11 +153,11 @@ TEST(PublishedSchedule, AdaptiveRuns) {
 TEST(PublishedSchedule, TheOfficialVector) {
     const std::vector<double> losses = {10.95, 10.9, 10.5, 10,  9,   8,   7,   6,   5.6, 5.5,
                                         5.4,   5.3,  5.3,  5.3, 5.3, 5.3, 5.3, 5.3, 5.3, 5.3};
-    const std::vector<double> rates = {
-        1e-3,           1e-5,           1.01257595e-5,  1.12494618e-5,  1.30269207e-5,
-        1.87264888e-5,  3.1397377e-5,   7.38324402e-5,  5.10172583e-4,  9.33019401e-4,
-        8.53568035e-4,  7.50025e-4,     6.29446582e-4,  5.0005e-4,      3.70653418e-4,
-        2.50075e-4,     1.46531965e-4,  6.70805994e-5,  1.71353831e-5,  1e-7};
+    const std::vector<double> rates = {1e-3,          1e-5,          1.01257595e-5, 1.12494618e-5,
+                                       1.30269207e-5, 1.87264888e-5, 3.1397377e-5,  7.38324402e-5,
+                                       5.10172583e-4, 9.33019401e-4, 8.53568035e-4, 7.50025e-4,
+                                       6.29446582e-4, 5.0005e-4,     3.70653418e-4, 2.50075e-4,
+                                       1.46531965e-4, 6.70805994e-5, 1.71353831e-5, 1e-7};
     Schedule schedule(official(1e-3, 100, 3.2, 20, LrDecayType::cosine), 46848);
     expect_rates(schedule, losses, rates);
     Schedule again(official(1e-3, 100, 3.2, 20, LrDecayType::cosine), 46848);
@@ -198,11 +196,11 @@ TEST(PublishedSchedule, OneCycle) {
 }
 
 TEST(PublishedSchedule, TheBaselineVector) {
-    const std::vector<double> rates = {
-        1e-5,           1.54982143e-4, 5.05e-4,       8.55017857e-4, 1e-3,
-        9.89073811e-4,  9.56772772e-4, 9.04508593e-4, 8.34565469e-4, 7.5000025e-4,
-        6.54508843e-4,  5.52264679e-4, 4.47736321e-4, 3.45492157e-4, 2.5000075e-4,
-        1.65435531e-4,  9.54924073e-5, 4.3228228e-5,  1.09271887e-5, 1e-9};
+    const std::vector<double> rates = {1e-5,          1.54982143e-4, 5.05e-4,       8.55017857e-4,
+                                       1e-3,          9.89073811e-4, 9.56772772e-4, 9.04508593e-4,
+                                       8.34565469e-4, 7.5000025e-4,  6.54508843e-4, 5.52264679e-4,
+                                       4.47736321e-4, 3.45492157e-4, 2.5000075e-4,  1.65435531e-4,
+                                       9.54924073e-5, 4.3228228e-5,  1.09271887e-5, 1e-9};
     expect_rates(Schedule(onecycle(1e-3, 100, 1e4, 20, 5, "cosine"), 1.0),
                  std::vector<double>(20, 5.0), rates);
 }
