@@ -4,6 +4,7 @@
     scripts/plot_run.py runs/NAME                      # writes runs/NAME/plot.png
     scripts/plot_run.py runs/A runs/B --out both.png   # two runs over each other
 
+Triangles mark loss spikes, dotted lines updates that were left out because they were not finite.
 Reads metrics.jsonl of each run folder, and from run_config.json (where there is one) the run's name
 and the target loss of an adaptive warm-up. Needs matplotlib.
 """
@@ -14,7 +15,7 @@ import math
 import os
 import sys
 
-TRAIN, VALIDATION, TARGET = "#4c78a8", "#d62728", "#555555"
+TRAIN, VALIDATION, TARGET, MARK = "#4c78a8", "#d62728", "#555555", "#9467bd"
 RUN_COLORS = ["#4c78a8", "#e4572e", "#54a24b", "#9467bd", "#c79a00", "#17a2b8", "#8c564b",
               "#e377c2"]
 PHASES = {"warmup": "#fde3c4", "constant": "#e6e6e6", "decay": "#d5e6d3"}
@@ -32,6 +33,7 @@ class Run:
         self.name = os.path.basename(os.path.abspath(folder))
         self.target = None
         self.train, self.val = [], []  # (step, loss, lr, phase), (step, loss)
+        self.spikes, self.left_out = [], []  # (step, loss), step
         self._read_metrics(os.path.join(folder, "metrics.jsonl"))
         self._read_config(os.path.join(folder, "run_config.json"))
 
@@ -58,6 +60,10 @@ class Run:
                                number_or_nan(line["lr"]), line["phase"]))
         elif line["type"] == "val":
             self.val.append((int(line["step"]), number_or_nan(line["loss"])))
+        elif line["type"] == "spike":
+            self.spikes.append((int(line["step"]), number_or_nan(line["loss"])))
+        elif line["type"] == "nonfinite":
+            self.left_out.append(int(line["step"]))
 
     def _read_config(self, path):
         if not os.path.exists(path):
@@ -100,6 +106,13 @@ def draw_loss(axes, run, color, single):
         axes.plot(steps, losses, color=VALIDATION if single else color, linewidth=1.4, marker="o",
                   markersize=4.5, markeredgecolor="white", markeredgewidth=0.6, zorder=3,
                   label=label)
+    if run.spikes:
+        steps, losses = zip(*run.spikes)
+        axes.plot(steps, losses, color=MARK if single else color, linestyle="none", marker="v",
+                  markersize=6, zorder=4, label="spike" if single else None)
+    for number, step in enumerate(run.left_out):
+        axes.axvline(step, color=MARK if single else color, linewidth=0.8, linestyle=":", zorder=1,
+                     label="left out (not finite)" if single and number == 0 else None)
     if run.target is not None:
         axes.axhline(run.target, color=TARGET if single else color, linewidth=1, linestyle="--",
                      label=f"target loss {run.target:g}" if single else None)
@@ -169,7 +182,8 @@ def draw(runs, path):
                         ncol=len(patches), fontsize=9)
         loss.set_title(runs[0].name, fontweight="bold")
     else:
-        loss.set_title("thin: train, dots: validation, dashed: target loss", fontsize=9,
+        loss.set_title("thin: train, dots: validation, dashed: target loss, triangles: spikes, "
+                       "dotted: left out", fontsize=9,
                        color="#555555", loc="right")
     loss.legend(loc="upper right")
     loss.set_ylabel("loss")

@@ -288,8 +288,9 @@ bool checkpoint_is_valid(const std::string& folder, std::string* reason) {
 }
 
 std::optional<std::string> newest_checkpoint(const std::string& run_dir,
-                                             std::vector<std::string>* warnings) {
+                                             std::vector<std::string>* warnings, int64_t last) {
     for (const Found& found : list_checkpoints(fs::path(run_dir) / "checkpoints")) {
+        if (found.step > last) continue;
         std::string reason;
         if (checkpoint_is_valid(found.folder.string(), &reason)) return found.folder.string();
         if (warnings) {

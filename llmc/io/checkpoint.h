@@ -37,9 +37,11 @@ void remove_temporaries(const std::string& run_dir, std::vector<std::string>* wa
 // Does the folder have a manifest that every file agrees with? `reason` says why not.
 bool checkpoint_is_valid(const std::string& folder, std::string* reason);
 
-// The newest valid checkpoint of a run folder; a broken one is named in `warnings` and passed over.
+// The newest valid checkpoint of a run folder, of at most `last` updates; a broken one is named in
+// `warnings` and passed over.
 std::optional<std::string> newest_checkpoint(const std::string& run_dir,
-                                             std::vector<std::string>* warnings);
+                                             std::vector<std::string>* warnings,
+                                             int64_t last = INT64_MAX);
 
 // Has this run folder been used (metrics or checkpoints in it)?
 bool run_folder_is_used(const std::string& run_dir);

@@ -4,6 +4,7 @@
 #include "llmc/optim/optimizer.h"
 
 #include <algorithm>
+#include <cmath>
 #include <tuple>
 
 #include "llmc/core/error.h"
@@ -119,13 +120,15 @@ Optimizer::Optimizer(Backend& backend, Arena& arena, const OptimizerConfig& conf
     assert(master == DType::f32 || master == DType::f64);
     assign_blocks(config, parameters);
     take_states(arena, parameters, master);
-    scalars_ = arena.take("optimizer state", DType::f64, {4});
-    sums_ = arena.take("optimizer state", DType::f64, {parameters.size()});
+    scalars_ = arena.take("optimizer state", DType::f64, {3});
+    norms_ = arena.take("optimizer state", DType::f64, {parameters.size() + 1});
+    sums_ = {nullptr, DType::f64, {parameters.size()}};
     if (!scalars_.empty()) {
         rate_ = scalars_.slice(0, {1});
         step_ = scalars_.slice(1, {1});
         clip_factor_ = scalars_.slice(2, {1});
-        gradient_norm_ = scalars_.slice(3, {1});
+        sums_ = norms_.slice(0, sums_.shape);
+        gradient_norm_ = norms_.slice(parameters.size(), {1});
     }
     arena.reserve_workspace(workspace_bytes(parameters, master));
 }
@@ -252,8 +255,11 @@ double Optimizer::gradient_norm(const ParameterBuffer& gradients) {
     bind(gradients);
     backend_.sum_of_squares({gradient_views_, sums_, arena_.workspace()});
     backend_.clip_factor({sums_, gradient_norm_, clip_factor_, clip_norm_});
-    double norm = 0.0;
-    backend_.copy_out(&norm, gradient_norm_);
+    gradient_norms_.resize(static_cast<size_t>(norms_.count()));
+    backend_.copy_out(gradient_norms_.data(), norms_);
+    const double norm = gradient_norms_.back();
+    gradient_norms_.pop_back();
+    for (double& each : gradient_norms_) each = std::sqrt(each);
     return norm;
 }
 

@@ -37,6 +37,8 @@ class Optimizer {
 
     // Global L2 norm of the gradients, before clipping; prepares the clip factor of step(). Waits.
     double gradient_norm(const ParameterBuffer& gradients);
+    // Those of each parameter's gradient, in the same call.
+    const std::vector<double>& gradient_norms() const { return gradient_norms_; }
 
     // Scalars of the next step(): rate, and the number of updates done so far.
     void set_scalars(double rate, int64_t updates_done);
@@ -64,8 +66,10 @@ class Optimizer {
     double clip_norm_;
     std::vector<Group> groups_;
     std::vector<StateTensor> states_;
-    // fp64: scalars that operations read from the device, and the sum of squares of each gradient.
-    Tensor scalars_, rate_, step_, clip_factor_, gradient_norm_, sums_;
+    // fp64: scalars that operations read from the device, and the sum of squares of each gradient
+    // with the global norm behind them, so that one copy brings all to the host.
+    Tensor scalars_, rate_, step_, clip_factor_, norms_, sums_, gradient_norm_;
+    std::vector<double> gradient_norms_;
     // The buffers of the first call and views of them; operations keep spans of the views.
     Tensor weights_, copies_, gradients_;
     std::vector<Tensor> gradient_views_;

@@ -94,7 +94,12 @@ void check_together(const Reader& read, const Provenance& origin) {
 void read_run(Config& config, const Reader& read) {
     config.run = {read.text("run.name"),     read.text("run.dir"),
                   read.text("run.device"),   read.get<uint64_t>("run.seed"),
-                  read.integer("run.steps"), read.get<int>("run.threads")};
+                  read.integer("run.steps"), read.get<int>("run.threads"),
+                  OnNonfinite::stop,         read.get<int64_t>("run.nonfinite_limit")};
+    config.run.on_nonfinite =
+        named<OnNonfinite>(read.text("run.on_nonfinite"), {{"stop", OnNonfinite::stop},
+                                                           {"skip", OnNonfinite::skip},
+                                                           {"rollback", OnNonfinite::rollback}});
     config.init_from = read.text("init.from");
     config.data.train = read.get<std::vector<std::string>>("data.train");
     config.data.val = read.get<std::vector<std::string>>("data.val");
@@ -187,7 +192,8 @@ void read_outputs(Config& config, const Reader& read) {
     if (read.has("eval.sample")) config.eval.sample = read.text("eval.sample");
     config.smoothness = {read.integer("smoothness.every"), read.number("smoothness.target_loss")};
     config.checkpoint = {read.integer("checkpoint.every"), read.get<int>("checkpoint.keep")};
-    config.log = {read.integer("log.every"), read.get<bool>("log.tensorboard")};
+    config.log = {read.integer("log.every"), read.get<bool>("log.tensorboard"),
+                  read.number("log.spike")};
 }
 
 Config make_config(const Json& given, const Provenance& origin, ConfigUse use) {
@@ -225,8 +231,8 @@ Config make_config(const Json& given, const Provenance& origin, ConfigUse use) {
 }
 
 bool may_change(const std::string& path) {
-    for (const char* key : {"run.dir", "run.name", "run.note", "run.device", "log", "eval",
-                            "smoothness", "checkpoint"}) {
+    for (const char* key : {"run.dir", "run.name", "run.note", "run.device", "run.on_nonfinite",
+                            "run.nonfinite_limit", "log", "eval", "smoothness", "checkpoint"}) {
         if (path == key) return true;
     }
     return path == "optimizer.preset";  // a label: the groups are compared

@@ -18,6 +18,7 @@
 #include "llmc/model/llama.h"
 #include "llmc/optim/config.h"
 #include "llmc/schedule/schedule.h"
+#include "llmc/train/left_out.h"
 
 namespace lmo {
 
@@ -29,6 +30,8 @@ struct Config {
         uint64_t seed;
         int64_t steps;  // 0: not given
         int threads;    // 0: all cores
+        OnNonfinite on_nonfinite;
+        int64_t nonfinite_limit;  // skip, rollback
     } run;
     LlamaConfig model;
     std::string init_from;  // empty: random
@@ -62,6 +65,7 @@ struct Config {
     struct Log {
         int64_t every;
         bool tensorboard;
+        double spike;  // 0: off
     } log;
 
     nlohmann::ordered_json
@@ -80,8 +84,8 @@ Config config_from_json(const nlohmann::ordered_json& json, const std::string& s
                         ConfigUse use);
 
 // Keys whose values differ between two resolved configurations, "key: old -> new", leaving out
-// those that a resumed run may change (run.dir, run.name, run.note, run.device, log, eval, smoothness,
-// checkpoint).
+// those that a resumed run may change (run.dir, run.name, run.note, run.device, run.on_nonfinite,
+// run.nonfinite_limit, log, eval, smoothness, checkpoint).
 std::vector<std::string> resume_conflicts(const nlohmann::ordered_json& saved,
                                           const nlohmann::ordered_json& now);
 

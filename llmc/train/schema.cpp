@@ -96,8 +96,14 @@ std::vector<Key> run_and_model_keys() {
         {"run.steps", integer(1), required_by_train(), "updates in the whole run"},
         {"run.device", one_of({"auto", "cpu", "cuda"}), is("auto"), "where to compute"},
         {"run.threads", integer(0, 4096), is(0), "CPU threads; 0: all cores"},
-        {"run.on_nonfinite", one_of({"stop"}, {"skip", "rollback"}), is("stop"),
-         "what to do when the loss is not finite"},
+        {"run.on_nonfinite", one_of({"stop", "skip", "rollback"}), is("stop"),
+         "when loss, gradient or weights are not finite: stop; skip: leave the update out; "
+         "rollback: go back to the newest checkpoint and leave it out (nonfinite.md)"},
+        {"run.nonfinite_limit",
+         integer(1),
+         is(10),
+         "updates left out in a row, or (rollback) since one checkpoint; one more stops the run",
+         {"run.on_nonfinite", {"skip", "rollback"}}},
 
         {"model.n_layer", integer(1, kMaxExtent), required(), "layers"},
         {"model.n_head", integer(1, kMaxExtent), required(), "query heads; divides d_model"},
@@ -247,6 +253,9 @@ std::vector<Key> output_keys() {
         {"checkpoint.keep", integer(0, 1e6), is(2), "newest checkpoints to keep; 0: all"},
         {"log.every", integer(1), is(1), "updates between lines of metrics"},
         {"log.tensorboard", boolean(), is(true), "write TensorBoard events"},
+        {"log.spike", at_least(0), is(6.0),
+         "a loss is told as a spike when it is this many robust standard deviations above the "
+         "median of the last 64 (nonfinite.md); 0: never"},
     };
 }
 

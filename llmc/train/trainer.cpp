@@ -1,7 +1,5 @@
 #include "llmc/train/trainer.h"
 
-#include <cmath>
-
 #include "llmc/core/timer.h"
 #include "llmc/io/checkpoint.h"
 #include "llmc/io/files.h"
@@ -47,6 +45,7 @@ Trainer::Trainer(const Config& config, Backend& backend, const std::string& chec
                  arena_.take("gradients", precision_.master, {parameters_.buffer_length()})},
       optimizer_(backend, arena_, config.optimizer, parameters_, precision_.master),
       schedule_(with_measured_gap(config), warmup_kappa(config.optimizer, parameters_)),
+      spikes_(config.log.spike, parameters_.size()),
       validation_samples_(validation_set_, config.data.order, config.data.seed,
                           config.batch.micro_batch),
       console_(config.run.steps) {
@@ -64,15 +63,9 @@ Trainer::Trainer(const Config& config, Backend& backend, const std::string& chec
         prompt_ = encode_prompt(*tokenizer_, *config_.eval.sample, config_.model.vocab_size,
                                 "eval.sample");
     }
-    if (checkpoint.empty()) {
-        load_initial_weights();
-        optimizer_.initialise();
-    } else {
-        load(checkpoint);
-    }
+    start(checkpoint);
+    if (checkpoint.empty()) initial_squares_ = weights_.squares(arena_.workspace());
     prepare_smoothness();
-    loader_ = std::make_unique<Loader>(train_set_, config.data.seed, config.batch.micro_batch,
-                                       step_ * config.batch.sequences, config.data.order);
 }
 
 ExitStatus Trainer::run() {
@@ -86,25 +79,19 @@ ExitStatus Trainer::run() {
     }
     write_file_atomically(config_.run.dir + "/run_config.json", config_.resolved.dump(2) + "\n");
     metrics_ = std::make_unique<MetricsLog>(config_.run.dir, step_, config_.log.tensorboard);
-    const double peak_flops = measure_peak_flops(backend_, precision_.compute);
+    peak_flops_ = measure_peak_flops(backend_, precision_.compute);
     if (step_ > 0) console_.message("resumed after " + std::to_string(step_) + " updates");
     console_.header();
 
     while (step_ < config_.run.steps) {
-        const Update result = update();
-        log_update(result, peak_flops);
-        if (smoothness_due(step_ - 1)) measure_smoothness();
-        const bool last = step_ == config_.run.steps;
-        const bool stop = !last && signals_.received();
-        if (due(config_.eval.every) || last) evaluate();
-        // Before the last checkpoint: what is killed after that one has its summary.
-        if (last) log_summary();
-        if (due(config_.checkpoint.every) || last || stop) save(last || stop);
-        if (stop) {
-            console_.finish();
-            console_.message("stopped after " + std::to_string(step_) +
-                             " updates, checkpoint written; run the same command to continue");
-            return ExitStatus::stopped;
+        try {
+            advance();
+            const bool stop = step_ < config_.run.steps && signals_.received();
+            outputs(stop);
+            if (stop) return ExitStatus::stopped;
+        } catch (const NotFinite& found) {
+            if (config_.run.on_nonfinite != OnNonfinite::rollback) give_up(found, "");
+            roll_back(found);
         }
     }
     console_.finish();
@@ -112,7 +99,36 @@ ExitStatus Trainer::run() {
     return ExitStatus::finished;
 }
 
-// One update: gradients of the global batch, the rate from its loss, the step.
+// One update of the run, applied or left out.
+void Trainer::advance() {
+    if (const Trouble* trouble = left_out_.find(step_)) return leave_out_again(*trouble);
+    try {
+        log_update(update());
+        if (smoothness_due(step_ - 1)) measure_smoothness();
+    } catch (const NotFinite& found) {
+        if (config_.run.on_nonfinite != OnNonfinite::skip) throw;
+        skip(found);
+    }
+}
+
+// What is due after an update.
+void Trainer::outputs(bool stop) {
+    const bool last = step_ == config_.run.steps;
+    const bool saves = due(config_.checkpoint.every) || last || stop;
+    if (saves) require_finite_weights(newest_applied());
+    if (due(config_.eval.every) || last) evaluate();
+    // Before the last checkpoint: what is killed after that one has its summary.
+    if (last) log_summary();
+    if (saves) save(last || stop);
+    if (!stop) return;
+    console_.finish();
+    console_.message("stopped after " + std::to_string(step_) +
+                     " updates, checkpoint written; run the same command to continue");
+}
+
+// One update: gradients of the global batch, the rate from its loss, the step. Nothing has changed
+// but the gradients and the position in the data when it throws NotFinite; where the weights are
+// the reason, they too.
 Trainer::Update Trainer::update() {
     Timer timer;
     Update result;
@@ -123,15 +139,19 @@ Trainer::Update Trainer::update() {
     result.seconds = timer.seconds();
     if (smoothness_due(step_)) analyzer_->before(weights_.master(), gradients_);
     timer.restart();
+    result.first = applied() == 0;
     result.rate = schedule_.next(
         step_, config_.schedule.compat.last_micro_batch ? loss.last_part : loss.mean);
-    if (step_ == 0 && config_.optimizer.momentum_from_weights) {
+    if (result.first && config_.optimizer.momentum_from_weights) {
         optimizer_.start_momentum_from(weights_.master(), result.rate.rate);
     }
-    optimizer_.set_scalars(result.rate.rate, step_);
+    optimizer_.set_scalars(result.rate.rate, applied());
     update_->launch();
+    // Who rolls back must know which update broke the weights; else the next loss will tell.
+    if (config_.run.on_nonfinite == OnNonfinite::rollback) require_finite_weights(step_);
     backend_.synchronize();
     result.seconds += timer.seconds();
+    result.spike = spikes_.observe(result.loss, optimizer_.gradient_norms());
     ++step_;
     ++updates_here_;
     training_seconds_ += result.seconds;
@@ -158,38 +178,15 @@ Trainer::BatchLoss Trainer::accumulate_gradients(Loader& loader) {
     return {loss, loss - before_last};
 }
 
-void Trainer::require_finite(double loss, double gradient_norm) const {
-    if (std::isfinite(loss) && std::isfinite(gradient_norm)) return;
-    if (!std::isfinite(loss)) fail_not_finite("loss", loss);
-    fail_not_finite("norm of the gradient", gradient_norm);
-}
-
-void Trainer::fail_not_finite(const std::string& what, double value) const {
-    throw Error("update " + std::to_string(step_) + ": the " + what + " is not finite (" +
-                std::to_string(value) + "); training stops and these weights are not saved. " +
-                (saved_step_ >= 0
-                     ? "The checkpoint after " + std::to_string(saved_step_) + " updates is kept. "
-                     : "") +
-                "Try a smaller optimizer.lr, a longer warm-up or optimizer.clip_norm");
-}
-
-void Trainer::require_finite_weights() {
-    backend_.zero(batch_.loss);
-    backend_.sum({weights_.master().flat, batch_.loss, 1.0, false});
-    double sum = 0.0;
-    backend_.copy_out(&sum, batch_.loss);
-    if (!std::isfinite(sum)) fail_not_finite("sum of all weights", sum);
-}
-
-void Trainer::log_update(const Update& update, double peak_flops) {
+void Trainer::log_update(const Update& update) {
     const int64_t index = step_ - 1;
-    if (index == 0) log_schedule();
+    if (update.first) log_schedule();
     if (!schedule_.message().empty()) console_.message(schedule_.message());
 
     const double tokens =
         static_cast<double>(config_.batch.sequences) * static_cast<double>(config_.model.seq_len);
     const double tokens_per_second = tokens / update.seconds;
-    const double mfu = tokens_per_second * flops_per_token(config_.model) / peak_flops;
+    const double mfu = tokens_per_second * flops_per_token(config_.model) / peak_flops_;
     if (index % config_.log.every == 0 || step_ == config_.run.steps) {
         ordered_json line = {{"type", "train"},
                              {"step", index},
@@ -204,6 +201,7 @@ void Trainer::log_update(const Update& update, double peak_flops) {
         line["step_ms"] = update.seconds * 1e3;
         metrics_->write(line);
     }
+    if (update.spike) log_spike(*update.spike, update.loss);
     ProgressLine progress;
     progress.step = step_;
     progress.steps = config_.run.steps;
@@ -215,11 +213,31 @@ void Trainer::log_update(const Update& update, double peak_flops) {
     progress.phase = to_string(update.rate.phase);
     progress.seconds_left =
         training_seconds_ / updates_here_ * static_cast<double>(config_.run.steps - step_);
-    console_.progress(progress, index == 0 || step_ == config_.run.steps);
+    console_.progress(progress, updates_here_ == 1 || step_ == config_.run.steps);
 }
 
+void Trainer::log_spike(const Spike& spike, double loss) {
+    ordered_json line = {{"type", "spike"}, {"step", step_ - 1}, {"loss", loss}};
+    line["expected"] = spike.expected;
+    const std::string tensor = spike.tensor < 0 ? "" : parameters_[spike.tensor].name;
+    line["tensor"] = tensor.empty() ? ordered_json() : ordered_json(tensor);
+    line["ratio"] = spike.ratio;
+    metrics_->write(line);
+    char text[128];
+    std::snprintf(text, sizeof text, "update %lld: loss %.4f is a spike, %.4f was expected",
+                  static_cast<long long>(step_ - 1), loss, spike.expected);
+    std::string grew;
+    if (!tensor.empty()) {
+        char ratio[64];
+        std::snprintf(ratio, sizeof ratio, " (%.3g times its mean)", spike.ratio);
+        grew = "; the gradient that grew most is that of " + tensor + ratio;
+    }
+    console_.warning(text + grew);
+}
+
+// The step tells a resumed run whether the line is one of those that it will write again.
 void Trainer::log_schedule() {
-    ordered_json line = {{"type", "schedule"}};
+    ordered_json line = {{"type", "schedule"}, {"step", step_ - 1}};
     line["kappa"] = warmup_kappa(config_.optimizer, parameters_);
     if (const auto curve = schedule_.curve()) {
         line["delta0"] = curve->delta0;
@@ -238,8 +256,7 @@ void Trainer::evaluate() {
         validate(backend_, model_, weights_.compute(), batch_, validation_samples_,
                  config_.batch.micro_batch, config_.eval.batches);
     validation_loss_ = result.loss;
-    evaluated_step_ = step_;
-    if (!std::isfinite(result.loss)) fail_not_finite("validation loss", result.loss);
+    require_finite_validation(result.loss);
     metrics_->write(
         {{"type", "val"}, {"step", step_}, {"loss", result.loss}, {"tokens", result.tokens}});
     char text[64];

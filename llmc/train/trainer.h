@@ -16,6 +16,7 @@
 #include "llmc/smoothness/analyzer.h"
 #include "llmc/train/config.h"
 #include "llmc/train/signals.h"
+#include "llmc/train/spike.h"
 #include "llmc/train/validation.h"
 #include "llmc/train/weights.h"
 
@@ -38,19 +39,33 @@ class Trainer {
     struct Update {  // what one update found out
         double loss, gradient_norm, seconds;
         RateStep rate;
+        bool first;  // none was applied before
+        std::optional<Spike> spike;
     };
 
+    void advance();
     Update update();
     struct BatchLoss {
         double mean;
         double last_part;  // what the last micro-batch adds to it
     };
     BatchLoss accumulate_gradients(Loader& loader);
-    void require_finite(double loss, double gradient_norm) const;
-    void require_finite_weights();
-    [[noreturn]] void fail_not_finite(const std::string& what, double value) const;
+    void outputs(bool stop);
 
-    void log_update(const Update& update, double peak_flops);
+    // Numbers that are not finite (trainer_nonfinite.cpp). The first three throw NotFinite.
+    void require_finite(double loss, double gradient_norm);
+    void require_finite_weights(int64_t culprit);
+    void require_finite_validation(double loss);
+    int64_t newest_applied() const;  // update, or -1
+    int64_t applied() const { return step_ - left_out_.before(step_); }
+    void skip(const NotFinite& found);
+    void leave_out_again(const Trouble& trouble);
+    void roll_back(const NotFinite& found);
+    std::string rollback_point();
+    [[noreturn]] void give_up(const NotFinite& found, const std::string& why) const;
+
+    void log_update(const Update& update);
+    void log_spike(const Spike& spike, double loss);
     void log_schedule();
     void evaluate();
     bool smoothness_due(int64_t step) const;
@@ -61,7 +76,10 @@ class Trainer {
     void log_summary();
 
     void clean_up();
+    // From a checkpoint, or from the initial weights if it is empty; the loader too.
+    void start(const std::string& checkpoint);
     void load(const std::string& checkpoint);
+    void restore_state(const nlohmann::ordered_json& saved, const std::string& checkpoint);
     void load_initial_weights();
     // A failed save is a warning while training goes on, an Error when nothing follows it.
     void save(bool must_succeed);
@@ -83,6 +101,8 @@ class Trainer {
     ParameterBuffer gradients_;
     Optimizer optimizer_;
     Schedule schedule_;
+    SpikeDetector spikes_;
+    LeftOut left_out_;
     std::unique_ptr<Graph> micro_step_, update_;
     std::unique_ptr<Loader> loader_;
     SampleStream validation_samples_;
@@ -94,13 +114,16 @@ class Trainer {
     Console console_;
     StopSignals signals_;
 
-    int64_t step_ = 0;         // updates done
-    int64_t saved_step_ = -1;  // of the newest checkpoint
-    int64_t evaluated_step_ = -1;
+    std::vector<double> initial_squares_;  // of the initial weights, for rollback to recognise them
+    double peak_flops_ = 0.0;
+
+    int64_t step_ = 0;         // updates done, those left out included
+    int64_t saved_step_ = -1;  // of the newest checkpoint, which is
+    std::string saved_folder_;
     double validation_loss_ = 0.0;
     std::string summary_;            // the last line for people
     double training_seconds_ = 0.0;  // updates only, of this process
-    int64_t updates_here_ = 0;       // of this process
+    int64_t updates_here_ = 0;       // of this process, repeated ones included
 };
 
 }  // namespace lmo

@@ -32,6 +32,22 @@ void Trainer::load_initial_weights() {
     });
 }
 
+void Trainer::start(const std::string& checkpoint) {
+    if (checkpoint.empty()) {
+        load_initial_weights();
+        optimizer_.initialise();
+        schedule_.restore({});
+        spikes_.restore(nullptr);
+        left_out_ = {};
+        step_ = 0;
+        saved_step_ = -1;
+    } else {
+        load(checkpoint);
+    }
+    loader_ = std::make_unique<Loader>(train_set_, config_.data.seed, config_.batch.micro_batch,
+                                       step_ * config_.batch.sequences, config_.data.order);
+}
+
 nlohmann::json Trainer::state() const {
     const ScheduleState& s = schedule_.state();
     return {{"format", 1},
@@ -48,13 +64,14 @@ nlohmann::json Trainer::state() const {
               {"previous_loss", s.previous_loss},
               {"switched_at", s.switched_at},
               {"peak", s.peak}}},
+            {"spike", spikes_.state()},
+            {"left_out", left_out_.to_json()},
             {"seeds", {{"run", config_.run.seed}, {"data", config_.data.seed}}},
             {"compute", to_string(precision_.compute)},
             {"config", config_.resolved}};
 }
 
 void Trainer::save(bool must_succeed) {
-    require_finite_weights();
     std::vector<TensorSource> optimizer = weights_.master_sources();
     for (const StateTensor& tensor : optimizer_.states()) {
         optimizer.push_back(tensor_source(backend_, tensor.name, tensor.tensor));
@@ -64,9 +81,10 @@ void Trainer::save(bool must_succeed) {
     metrics_->sync();
     try {
         std::vector<std::string> warnings;
-        save_checkpoint(config_.run.dir, step_,
-                        {weights_.model_sources(), optimizer, &model_config, &run_state},
-                        config_.checkpoint.keep, &warnings);
+        saved_folder_ =
+            save_checkpoint(config_.run.dir, step_,
+                            {weights_.model_sources(), optimizer, &model_config, &run_state},
+                            config_.checkpoint.keep, &warnings);
         saved_step_ = step_;
         for (const std::string& warning : warnings) console_.warning(warning);
     } catch (const Error& error) {
@@ -119,7 +137,12 @@ void Trainer::load(const std::string& checkpoint) {
         copy_in_converted(backend_, state.tensor,
                           optimizer.read(state.name, extents(state.tensor.shape)));
     }
-    const ordered_json saved = saved_state(checkpoint);
+    restore_state(saved_state(checkpoint), checkpoint);
+    saved_step_ = step_;
+    saved_folder_ = checkpoint;
+}
+
+void Trainer::restore_state(const ordered_json& saved, const std::string& checkpoint) {
     try {
         const auto& s = saved.at("schedule");
         ScheduleState schedule;
@@ -132,6 +155,9 @@ void Trainer::load(const std::string& checkpoint) {
         schedule.switched_at = s.at("switched_at");
         schedule.peak = s.at("peak");
         schedule_.restore(schedule);
+        // Checkpoints of older versions have neither of the two.
+        spikes_.restore(saved.value("spike", ordered_json()));
+        left_out_ = LeftOut::from_json(saved.value("left_out", ordered_json::array()));
         step_ = saved.at("updates");
         if (step_ < 0 || saved.at("samples") != step_ * config_.batch.sequences) {
             throw Error(checkpoint + "/state.json: updates, samples and batch.sequences disagree");
@@ -145,7 +171,6 @@ void Trainer::load(const std::string& checkpoint) {
     } catch (const json::exception& e) {
         throw Error(checkpoint + "/state.json: " + e.what());
     }
-    saved_step_ = step_;
 }
 
 }  // namespace lmo

@@ -15,8 +15,11 @@ Weights::Weights(Backend& backend, Arena& arena, const ParameterList& parameters
     if (trainable && separate) {
         copies_ = {&parameters_, arena.take("weights (compute copy)", precision.compute, all)};
     }
+    if (trainable) squares_ = arena.take("weights", DType::f64, {parameters_.size()});
+    if (master_.flat.empty()) return;
+    for (int i = 0; i < parameters_.size(); ++i) views_.push_back(master_[i]);
     // The gaps between blocks are never used, but buffer-wide copies read them.
-    if (!master_.flat.empty()) backend_.zero(master_.flat);
+    backend_.zero(master_.flat);
 }
 
 void Weights::upload(int64_t offset, const std::vector<double>& values) {
@@ -40,6 +43,13 @@ void Weights::set(const std::function<std::vector<double>(const Parameter&)>& re
         upload(parameters_.offset(i), read(parameters_[i]));
     }
     refresh_copies();
+}
+
+std::vector<double> Weights::squares(const Tensor& workspace) const {
+    backend_.sum_of_squares({views_, squares_, workspace});
+    std::vector<double> result(views_.size());
+    backend_.copy_out(result.data(), squares_);
+    return result;
 }
 
 std::vector<TensorSource> Weights::model_sources() const {

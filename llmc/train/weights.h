@@ -28,6 +28,10 @@ class Weights {
     void initialise(uint64_t seed);
     void set(const std::function<std::vector<double>(const Parameter&)>& read);
 
+    // The sum of squares of each trainable tensor: finite exactly where all its elements are.
+    // Waits. The workspace is that of SumOfSquares over the same tensors.
+    std::vector<double> squares(const Tensor& workspace) const;
+
     // What a checkpoint stores: the weights in compute type, and "NAME.master" where that is not
     // exact.
     std::vector<TensorSource> model_sources() const;
@@ -40,6 +44,8 @@ class Weights {
     Backend& backend_;
     const ParameterList& parameters_;
     ParameterBuffer master_, copies_;
+    std::vector<Tensor> views_;  // of master_
+    Tensor squares_;             // fp64, one each
 };
 
 // Checkpoint entries of device tensors: fetched when they are written.

@@ -112,6 +112,38 @@ class ErrorTest(CliTest):
             state = json.loads((folder / 'state.json').read_text())
             self.assertLess(state['updates'], 50)
 
+    def test_divergence_by_each_policy(self):
+        """A rate far too high breaks one update after the other: the limit ends it."""
+        self.config({'optimizer': {'lr': 1e30}, 'run': {'steps': 50}})
+        for policy, limit, words in (('stop', 0, ['update 1', 'run.on_nonfinite']),
+                                     ('skip', 10, ['update 11', 'run.nonfinite_limit']),
+                                     ('rollback', 10, ['update 11', 'run.nonfinite_limit'])):
+            with self.subTest(policy):
+                result = self.expect(1, 'not finite', 'lr', *words, arguments=[
+                    '--set', f'run.on_nonfinite={policy}', '--set', f'run.dir={policy}'])
+                self.assertEqual(result.err.count('warning: update'), limit, result.err)
+                self.assertEqual([line['step'] for line in self.metrics(policy, 'train')], [0])
+                left_out = self.metrics(policy, 'nonfinite')
+                self.assertEqual([line['step'] for line in left_out], list(range(1, limit + 1)))
+                for line in left_out:
+                    self.assertEqual((line['what'], line['value']), ('gradient norm', 'nan'))
+                    self.assertTrue(line['tensor'].startswith('model.'))
+                self.assertFalse((self.folder / policy / 'checkpoints').exists())
+
+    def test_broken_weights_by_each_policy(self):
+        self.config({'optimizer': {'lr': 1e308}, 'checkpoint': {'every': 2}})
+        for policy, word in (('stop', 'after update 0'), ('skip', 'after update 0'),
+                             ('rollback', 'after update 3')):
+            with self.subTest(policy):
+                self.expect(1, 'weights', 'not finite', word, arguments=[
+                    '--set', f'run.on_nonfinite={policy}', '--set', f'run.dir={policy}',
+                    *(['--set', 'run.nonfinite_limit=3'] if policy != 'stop' else [])])
+        self.assertEqual(self.metrics('rollback', 'train'), [])
+
+    def test_limit_without_a_policy_that_uses_it(self):
+        self.config()
+        self.expect(2, 'run.nonfinite_limit', 'skip', arguments=['--set', 'run.nonfinite_limit=3'])
+
     def test_first_loss_below_target(self):
         self.config({'schedule': {'warmup': {'type': 'adaptive', 'target_loss': 9.0}}})
         self.expect(1, 'target_loss', '9')

@@ -21,6 +21,8 @@ TRAIN = [{"type": "train", "step": step, "tokens": 64 * (step + 1), "loss": 10.0
           "lr": 1e-3 * (step + 1), "phase": phase, "grad_norm": 1.0}
          for step, phase in enumerate(["warmup", "warmup", "constant", "decay", "decay"])]
 VAL = [{"type": "val", "step": 5, "loss": 2.5, "tokens": 320}]
+MARKS = [{"type": "nonfinite", "step": 2, "what": "loss", "value": "nan", "tensor": None},
+         {"type": "spike", "step": 3, "loss": 9.5, "expected": 3.0, "tensor": "x", "ratio": 2.0}]
 OTHERS = [{"type": "schedule", "kappa": 3.0}, {"type": "summary", "steps": 5, "val_loss": 2.5}]
 
 
@@ -84,6 +86,7 @@ class PlotRun(unittest.TestCase):
         runs = [self.make_run("a", TRAIN + VAL),
                 self.make_run("b", TRAIN[:1]),                              # one point
                 self.make_run("c", VAL, {"run": {"name": "a"}}),            # no train lines
+                self.make_run("e", TRAIN[:2] + MARKS[:1] + TRAIN[3:] + MARKS[1:]),
                 self.make_run("d", TRAIN + [dict(TRAIN[0], step=5, loss=None, lr=1e-9)])]
         target = str(self.root / "all.png")
         for chosen in [runs, *([run] for run in runs)]:
@@ -102,6 +105,15 @@ class PlotRun(unittest.TestCase):
         self.assertEqual(run.train[1], (1, 5.0, 2e-3, "warmup"))
         self.assertEqual(run.val, [(5, 2.5)])
         self.assertEqual(run.phases(), [["warmup", 0, 2], ["constant", 2, 3], ["decay", 3, 5]])
+
+    def test_what_went_wrong_is_marked(self):
+        run = load_script().Run(self.make_run("a", TRAIN[:2] + MARKS[:1] + TRAIN[3:] + MARKS[1:]))
+        self.assertEqual(run.left_out, [2])
+        self.assertEqual(run.spikes, [(3, 9.5)])
+        axes = mock.Mock()
+        load_script().draw_loss(axes, run, "red", True)
+        self.assertEqual([call.args[0] for call in axes.axvline.call_args_list], [2])
+        self.assertIn(((3,), (9.5,)), [call.args for call in axes.plot.call_args_list])
 
     def test_a_run_without_adaptive_warmup_has_no_target(self):
         for index, config in enumerate([None, {}, {"schedule": {"warmup": {"type": "none"}}},

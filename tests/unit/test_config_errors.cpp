@@ -200,10 +200,6 @@ TEST_F(ConfigErrors, AllThatIsMissingAtOnce) {
 }
 
 TEST_F(ConfigErrors, WhatThisVersionLacksIsRefused) {
-    EXPECT_EQ(set("run.on_nonfinite=skip"),
-              "--set: run.on_nonfinite = \"skip\" is not in this version: expected \"stop\"");
-    EXPECT_EQ(set("run.on_nonfinite=ignore"),
-              "--set: run.on_nonfinite = \"ignore\": expected \"stop\"");
     EXPECT_EQ(set("model.attention=cudnn"),
               "--set: model.attention = \"cudnn\" is not in this version: expected \"own\"");
     EXPECT_EQ(set("model.recompute=block"),

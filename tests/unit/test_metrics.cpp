@@ -105,6 +105,16 @@ TEST_F(Metrics, ResumeDropsWhatTheCheckpointDoesNotKnow) {
     EXPECT_FALSE(fs::exists(run_ / "metrics.jsonl.tmp"));
 }
 
+TEST_F(Metrics, ResumeDropsWhatLaterUpdatesSaidOfThemselves) {
+    std::string lines[2];
+    for (const int64_t step : {9, 10}) {
+        for (const char* type : {"nonfinite", "spike", "schedule"}) {
+            lines[step - 9] += ordered_json({{"type", type}, {"step", step}}).dump() + "\n";
+        }
+    }
+    EXPECT_EQ(resumed(lines[0] + lines[1], 10), lines[0]);
+}
+
 TEST_F(Metrics, ResumeDropsATornLastLine) {
     const std::string good = "{\"type\":\"train\",\"step\":8,\"loss\":3.25}\n";
     EXPECT_EQ(resumed(good + "{\"type\":\"tra", 9), good);

@@ -187,6 +187,23 @@ TEST(Presets, ZeroGradientIsNoUpdate) {
 }
 
 // Same inputs, same bits; and a captured step replays to the bits of direct ones.
+TEST(Presets, GradientNormsOfEveryTensor) {
+    OptimizerRun run(muon_like(), DType::f64);
+    double squares = 0.0;
+    for (int i = 0; i < run.list.size(); ++i) {
+        const size_t count = static_cast<size_t>(run.list[i].shape.count());
+        run.set(run.gradients[i], std::vector<double>(count, i + 1.0));
+        squares += static_cast<double>(count) * (i + 1.0) * (i + 1.0);
+    }
+    EXPECT_DOUBLE_EQ(run.optimizer->gradient_norm(run.gradients), std::sqrt(squares));
+    const std::vector<double>& norms = run.optimizer->gradient_norms();
+    ASSERT_EQ(static_cast<int>(norms.size()), run.list.size());
+    for (int i = 0; i < run.list.size(); ++i) {
+        const double count = static_cast<double>(run.list[i].shape.count());
+        EXPECT_DOUBLE_EQ(norms[static_cast<size_t>(i)], (i + 1.0) * std::sqrt(count));
+    }
+}
+
 TEST(Presets, StepsRepeatBitForBitAndFromAGraph) {
     for (const char* name : {"adamw", "muon", "nsgd"}) {
         OptimizerConfig config = preset(name);
