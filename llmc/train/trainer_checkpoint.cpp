@@ -151,11 +151,11 @@ void Trainer::restore_state(const ordered_json& saved, const std::string& checkp
         schedule.delta0 = s.at("delta0");
         schedule.delta_star = s.at("delta_star");
         schedule.smoothed_loss = s.at("smoothed_loss");
-        schedule.previous_loss = s.at("previous_loss");
+        schedule.previous_loss = s.value("previous_loss", 0.0);
         schedule.switched_at = s.at("switched_at");
         schedule.peak = s.at("peak");
         schedule_.restore(schedule);
-        // Checkpoints of older versions have neither of the two.
+        // Checkpoints of older versions have neither of the two, nor previous_loss.
         spikes_.restore(saved.value("spike", ordered_json()));
         left_out_ = LeftOut::from_json(saved.value("left_out", ordered_json::array()));
         step_ = saved.at("updates");
