@@ -136,13 +136,28 @@ TEST_F(Nonfinite, RollbackLeavesTheUpdateOut) {
 
 TEST_F(Nonfinite, RollbackAndSkipWriteTheSameRun) {
     backend_.poisons = {poison(0, Where::loss, kInf), poison(5, Where::gradient, kInf)};
-    policy("skip");
-    EXPECT_EQ(train("skip"), "");
+    for (const int every : {2, 0}) {
+        settings_["checkpoint"]["every"] = every;
+        policy("skip");
+        EXPECT_EQ(train(number("skip", every)), "");
+        policy("rollback");
+        EXPECT_EQ(train(number("rollback", every)), "");
+        expect_same_run(number("skip", every), number("rollback", every));
+        EXPECT_EQ(saved(number("skip", every)), reference({0, 5}));
+        EXPECT_EQ(metrics(number("skip", every), "schedule").at(0)["step"], 1);
+    }
+}
+
+// No batch has the token whose embedding breaks: losses and gradients never show it.
+TEST_F(Nonfinite, RollbackKnowsTheUpdateThatBrokeTheWeights) {
+    settings_["model"]["vocab_size"] = 64;
+    settings_["model"]["tie_embeddings"] = false;
+    settings_["checkpoint"]["every"] = 0;
     policy("rollback");
-    EXPECT_EQ(train("rollback"), "");
-    expect_same_run("skip", "rollback");
-    EXPECT_EQ(saved("skip"), reference({0, 5}));
-    EXPECT_EQ(metrics("skip", "schedule").at(0)["step"], 1);
+    backend_.poisons = {poison(3, Where::weight, kInf, 8)};
+    EXPECT_EQ(train("run"), "");
+    EXPECT_EQ(metrics("run", "nonfinite").at(0)["tensor"], "model.embed_tokens.weight");
+    EXPECT_EQ(saved("run"), reference({3}));
 }
 
 TEST_F(Nonfinite, EveryPresetWithOneBadMicroBatch) {
@@ -219,6 +234,13 @@ TEST_F(Nonfinite, LimitOfRollbacksToOneCheckpoint) {
     EXPECT_NE(error.find("2 updates in a row or since the checkpoint are left out"),
               std::string::npos);
     EXPECT_EQ(newest_step("close"), 4);
+    // A checkpoint with nothing but updates left out is no progress.
+    settings_["checkpoint"]["every"] = 1;
+    backend_.poisons.clear();
+    for (int64_t update = 1; update < steps(); ++update) {
+        backend_.poisons.push_back(poison(update, Where::weight, kInf));
+    }
+    EXPECT_NE(train("all").find("after update 3"), std::string::npos);
 }
 
 // A kill -9 leaves a run with some of its checkpoints, and metrics that are ahead of them.
