@@ -13,6 +13,7 @@
 
 #include "llmc/io/checkpoint.h"
 #include "llmc/io/files.h"
+#include "llmc/io/run_lock.h"
 #include "llmc/train/device.h"
 #include "llmc/train/resume.h"
 #include "llmc/train/trainer.h"
@@ -91,6 +92,7 @@ class PoisonedRun : public ::testing::Test {
         ::testing::internal::CaptureStderr();
         std::string error;
         try {
+            const RunLock lock(c.run.dir);
             Trainer trainer(c, backend_, find_checkpoint(c, "auto"));
             status_ = trainer.run();
         } catch (const Error& e) {
