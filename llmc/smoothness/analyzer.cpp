@@ -1,6 +1,8 @@
 #include "llmc/smoothness/analyzer.h"
 
 #include <algorithm>
+#include <cmath>
+#include <limits>
 
 namespace lmo {
 
@@ -19,11 +21,21 @@ std::vector<double> to_host(Backend& backend, const Tensor& tensor) {
     return values;
 }
 
+// NaN where a value is not finite: a norm then means nothing, and training says what is wrong.
+bool all_finite(const std::vector<double>& values) {
+    return std::all_of(values.begin(), values.end(), [](double v) { return std::isfinite(v); });
+}
+
+constexpr double kNaN = std::numeric_limits<double>::quiet_NaN();
+
 }  // namespace
 
 double SmoothnessSample::weight_change() const {
     double largest = 0.0;
-    for (const Layer& layer : layers) largest = std::max(largest, layer.weight_change);
+    for (const Layer& layer : layers) {
+        if (!(layer.weight_change <= largest)) largest = layer.weight_change;  // NaN stays
+        if (std::isnan(largest)) break;
+    }
     return largest;
 }
 
@@ -57,6 +69,14 @@ std::vector<double> SmoothnessAnalyzer::change(const ParameterBlock& block, cons
     return difference;
 }
 
+double SmoothnessAnalyzer::primal(const std::vector<double>& x, const ParameterBlock& block) const {
+    return all_finite(x) ? norm_->primal(host_, x, block.shape) : kNaN;
+}
+
+double SmoothnessAnalyzer::dual(const std::vector<double>& x, const ParameterBlock& block) const {
+    return all_finite(x) ? norm_->dual(host_, x, block.shape) : kNaN;
+}
+
 void SmoothnessAnalyzer::before(const ParameterBuffer& weights, const ParameterBuffer& gradients) {
     for (size_t i = 0; i < blocks_.size(); ++i) {
         weights_[i] = to_host(backend_, weights[blocks_[i]]);
@@ -70,8 +90,7 @@ void SmoothnessAnalyzer::after(const ParameterBuffer& weights, const ParameterBu
         const ParameterBlock& block = blocks_[i];
         const std::vector<double> step = change(block, weights[block], weights_[i]);
         const std::vector<double> turn = change(block, gradients[block], gradients_[i]);
-        sample_.layers.push_back({block.name, norm_->primal(host_, step, block.shape),
-                                  norm_->dual(host_, turn, block.shape), 0.0});
+        sample_.layers.push_back({block.name, primal(step, block), dual(turn, block), 0.0});
         gradients_[i] = to_host(backend_, gradients[block]);
     }
 }
@@ -80,7 +99,7 @@ SmoothnessSample SmoothnessAnalyzer::other_batch(const ParameterBuffer& gradient
     assert(sample_.layers.size() == blocks_.size() && "after() comes first");
     for (size_t i = 0; i < blocks_.size(); ++i) {
         const std::vector<double> noise = change(blocks_[i], gradients[blocks_[i]], gradients_[i]);
-        sample_.layers[i].noise_change = norm_->dual(host_, noise, blocks_[i].shape);
+        sample_.layers[i].noise_change = dual(noise, blocks_[i]);
     }
     return sample_;
 }

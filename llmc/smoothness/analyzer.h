@@ -28,7 +28,8 @@ struct SmoothnessSample {
     double weight_change() const;    // the largest
     double gradient_change() const;  // the sum
     double noise_change() const;     // the sum
-    // Whether the weights moved at all (more than 1e-12): else there is no quotient.
+    // Whether the weights moved at all (1e-12 or more): else there is no quotient. A norm is NaN where
+    // a value is not finite.
     bool moved() const { return weight_change() >= 1e-12; }
 };
 
@@ -50,6 +51,8 @@ class SmoothnessAnalyzer {
   private:
     std::vector<double> change(const ParameterBlock& block, const Tensor& now,
                                const std::vector<double>& then) const;
+    double primal(const std::vector<double>& x, const ParameterBlock& block) const;
+    double dual(const std::vector<double>& x, const ParameterBlock& block) const;
 
     Backend& backend_;
     Backend& host_;

@@ -206,6 +206,23 @@ TEST_F(AnalyzerTest, WeightsThatStandStill) {
     EXPECT_FALSE(analyzer.other_batch(gradients_).moved());
 }
 
+TEST_F(AnalyzerTest, WhatIsNotFiniteHasNoNorm) {
+    SmoothnessAnalyzer analyzer(*backend_, *backend_, make_norm({NormType::spectral, {{{1, 0, 0}}, 1, 0}}),
+                                parameters_);
+    backend_->zero(weights_.flat);
+    backend_->zero(gradients_.flat);
+    analyzer.before(weights_, gradients_);
+    fill(weights_, 0, Values(24, 1.0));
+    fill(weights_, 2, Values(15, std::nan("")));
+    fill(gradients_, 2, Values(15, HUGE_VAL));
+    analyzer.after(weights_, gradients_);
+    const SmoothnessSample sample = analyzer.other_batch(gradients_);
+    EXPECT_NEAR(sample.layers[0].weight_change, std::sqrt(24.0), 1e-9);
+    EXPECT_TRUE(std::isnan(sample.weight_change()));
+    EXPECT_TRUE(std::isnan(sample.gradient_change()));
+    EXPECT_FALSE(sample.moved());
+}
+
 std::vector<SmoothnessPoint> curve(double K0, double K1, double K_rho, double rho, double noise) {
     std::vector<SmoothnessPoint> points;
     for (int i = 0; i < 400; ++i) {
