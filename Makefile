@@ -67,7 +67,7 @@ OBJECTS := $(SOURCES:%.cpp=$(BUILD)/%.o) $(BUILD)/presets.o \
            $(foreach isa,$(ISAS),$(KERNELS:%.cpp=$(BUILD)/%.$(isa).o))
 TEST_OBJECTS := $(TESTS:%.cpp=$(BUILD)/%.o)
 
-.PHONY: all train test check bench docs clean help deps deps-test probe build-all tests long-tests train-now test-now check-now
+.PHONY: all train test check bench docs clean help deps deps-test deps-check probe build-all tests long-tests train-now test-now check-now
 .DELETE_ON_ERROR:
 all: probe
 	$(Q)$(MAKE) --no-print-directory -j$(JOBS) build-all
@@ -77,7 +77,7 @@ build-all: $(BUILD)/train_gpt
 help:
 	@echo 'make train   install what is missing, build, prepare text, train configs/run/quickstart.json, plot'
 	@echo 'make test    install what is missing, build, run all quick tests (at most 5 minutes on 2 cores)'
-	@echo 'make check   the long tests: sanitizers, kills, failing disks, other processors'
+	@echo 'make check   the long tests: sanitizers, static checkers, kills, failing disks, other processors'
 	@echo 'make all     build $(BUILD)/train_gpt only'
 	@echo 'make docs    rewrite the generated documentation pages'
 	@echo 'make clean   remove $(BUILD)/ (data/ and runs/ stay)'
@@ -94,6 +94,8 @@ deps:
 	$(Q)scripts/setup.sh build train
 deps-test:
 	$(Q)scripts/setup.sh build train test
+deps-check:
+	$(Q)scripts/setup.sh build train test check
 
 train: deps
 	$(Q)$(MAKE) --no-print-directory all
@@ -111,10 +113,13 @@ test: deps-test
 test-now:
 	$(Q)LMO_CUDA_HEADERS=$(CUDA_HEADERS) LMO_NVCC=$(NVCC) $(PYTHON) tests/run.py --build $(BUILD)
 
-check: deps-test
+check: deps-check
 	$(Q)$(MAKE) --no-print-directory -j$(JOBS) build-all tests long-tests
 	$(Q)$(MAKE) --no-print-directory -j$(JOBS) BUILD=$(BUILD)/asan CUDA=no CUDA_HEADERS= OPT='-O1 -g' CPU_OPT='-O1 -g' \
 	    SANITIZE='-fsanitize=address,undefined -fno-sanitize-recover=undefined -fno-omit-frame-pointer' build-all tests
+	$(Q)$(MAKE) --no-print-directory -j$(JOBS) BUILD=$(BUILD)/tsan CUDA=no CUDA_HEADERS= OPT='-O0 -g1' CPU_OPT='-O0 -g1' \
+	    SANITIZE='-fsanitize=thread -fno-openmp -Wno-unknown-pragmas' TESTS=tests/unit/test_data.cpp \
+	    build-all $(BUILD)/tsan/unit_tests
 	$(Q)LMO_CUDA_HEADERS=$(CUDA_HEADERS) LMO_NVCC=$(NVCC) $(PYTHON) tests/run.py --build $(BUILD) --check
 
 # The emulated programs need the headers of a CUDA toolkit; the last one needs nvcc, and a GPU to run.

@@ -3,7 +3,7 @@
 # written for Ubuntu 24.04 too, untested there). Names everything before installing it, uses sudo only
 # when not root, and does nothing when nothing is missing.
 #
-#   scripts/setup.sh [build] [train] [test]      default: all three
+#   scripts/setup.sh [build] [train] [test] [check]      default: all but check
 set -euo pipefail
 
 parts=("$@")
@@ -12,6 +12,8 @@ cxx=${CXX:-g++}
 
 has_header() { printf '#include <%s>\n' "$1" | "$cxx" -E -x c++ - >/dev/null 2>&1; }
 has_openblas() { compgen -G '/usr/lib/*/openblas-openmp/libopenblas.so' >/dev/null; }
+# Debian's clang finds omp.h in its own folder alone.
+has_clang_omp() { compgen -G '/usr/lib/llvm-*/lib/clang/*/include/omp.h' >/dev/null; }
 has_matplotlib() {
     for python in python3 /usr/bin/python3; do
         "$python" -c 'import matplotlib' 2>/dev/null && return 0
@@ -44,8 +46,14 @@ for part in "${parts[@]}"; do
             need libgtest-dev has_header gtest/gtest.h
             need qemu-user command -v qemu-x86_64 >/dev/null
             ;;
+        check)
+            need clang-tidy command -v clang-tidy >/dev/null
+            need libomp-dev has_clang_omp
+            need cppcheck command -v cppcheck >/dev/null
+            need valgrind command -v valgrind >/dev/null
+            ;;
         *)
-            echo "setup.sh: unknown part '$part' (expected build, train, test)" >&2
+            echo "setup.sh: unknown part '$part' (expected build, train, test, check)" >&2
             exit 2
             ;;
     esac

@@ -6,7 +6,8 @@
 Quick (default): rules for layers and kernels, the unit tests (GoogleTest), the CUDA kernels under the
 emulator, the integration tests in tests/integration. --check: the long ones: the unit tests under
 AddressSanitizer and UBSan (build/asan), the kernels under the emulator's checkers and in other thread
-orders, what nvcc made of them, and tests/long.
+orders, what nvcc made of them, clang-tidy
+and its like (tests/analysis), and tests/long.
 Every skipped test is named with its reason. Standard library only.
 """
 import argparse
@@ -162,6 +163,7 @@ def run_long(tally, build, only):
         run_script(tally, 'what the kernels were compiled to', 'check_kernels.py', 'ptx', str(build))
     else:
         tally.skip('budgets of the kernels', 'no nvcc here')
+    run_python(tally, 'tests/analysis', only, processes=2)
     run_python(tally, 'tests/long', only)
 
 

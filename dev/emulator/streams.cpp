@@ -102,7 +102,7 @@ bool any_capture() {
 }
 
 void break_captures() {
-    for (auto& stream : device().streams) stream->capture_broken = stream->capture != nullptr;
+    for (const auto& stream : device().streams) stream->capture_broken = stream->capture != nullptr;
 }
 
 cudaStream_t make_stream(bool blocking) {

@@ -1,6 +1,7 @@
 // Matrix products of tensors. bf16 operands are widened to fp32 in the workspace, because without
 // AMX no library multiplies bf16 faster than fp32.
 #include <tuple>
+#include <type_traits>
 
 #include "llmc/cpu/cpu_backend.h"
 
@@ -64,9 +65,13 @@ void CpuBackend::gemm_in(const Gemm& op) {
     Scratch scratch(op.workspace);
     const Widened wide(scratch, op.a, op.b, op.c);
     const auto operand = [&](const Tensor& tensor, float* widened) -> const T* {
-        if (!widened) return tensor.as<T>();
-        convert(DType::f32, widened, tensor.dtype, tensor.data, tensor.count());
-        return reinterpret_cast<const T*>(widened);
+        if constexpr (std::is_same_v<T, float>) {  // fp64 is never widened
+            if (widened) {
+                convert(DType::f32, widened, tensor.dtype, tensor.data, tensor.count());
+                return widened;
+            }
+        }
+        return tensor.as<T>();
     };
     const T* a = operand(op.a, wide.a);
     const T* b = operand(op.b, wide.b);

@@ -155,11 +155,12 @@ std::string Blas::describe() const {
     fp64 = openblas_ ? library + " (" + core + ")"
                      : fp64 + " (" + library + " takes this processor for a " + core + ")";
 #endif
-    std::string fp32 = fp64;
 #ifdef LMO_ONEDNN
     const dnnl_version_t* v = dnnl_version();
-    fp32 = "oneDNN " + std::to_string(v->major) + "." + std::to_string(v->minor) + "." +
-           std::to_string(v->patch);
+    const std::string fp32 = "oneDNN " + std::to_string(v->major) + "." + std::to_string(v->minor) +
+                             "." + std::to_string(v->patch);
+#else
+    const std::string& fp32 = fp64;
 #endif
     return fp32 == fp64 ? "GEMM by " + fp32 : "GEMM by " + fp32 + ", in fp64 by " + fp64;
 }

@@ -60,10 +60,11 @@ class Scratch {
 
     template <typename T>
     T* take(int64_t count) {
-        T* piece = reinterpret_cast<T*>(base_ + used_);
+        const size_t begin = used_;
         used_ += (static_cast<size_t>(count) * sizeof(T) + 63) / 64 * 64;
-        assert((base_ == nullptr || used_ <= available_) && "workspace too small");
-        return base_ ? piece : nullptr;
+        if (base_ == nullptr) return nullptr;
+        assert(used_ <= available_ && "workspace too small");
+        return reinterpret_cast<T*>(base_ + begin);
     }
     size_t bytes() const { return used_; }
 

@@ -234,7 +234,7 @@ std::string find_problem(const fs::path& folder) {
         if (!files.contains(name)) return std::string("manifest.json does not name ") + name;
     }
     for (const auto& [name, line] : files.items()) {
-        const std::string problem = check_file(folder, name, line);
+        std::string problem = check_file(folder, name, line);
         if (!problem.empty()) return problem;
     }
     return "";

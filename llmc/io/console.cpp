@@ -92,7 +92,9 @@ std::string format_progress(const ProgressLine& line) {
 
 std::string format_status(const ProgressLine& line, int columns) {
     const double part =
-        line.steps > 0 ? std::clamp(static_cast<double>(line.step) / line.steps, 0.0, 1.0) : 1.0;
+        line.steps > 0
+            ? std::clamp(static_cast<double>(line.step) / static_cast<double>(line.steps), 0.0, 1.0)
+            : 1.0;
     const std::string text = print_to_string(
         " %3d%%  %lld/%lld  loss %.4f  %s tok/s  %s left", static_cast<int>(100 * part),
         static_cast<long long>(line.step), static_cast<long long>(line.steps), line.loss,
@@ -113,7 +115,8 @@ void Console::header() { print(format_header(steps_)); }
 // Which of the parts of the run, each worth a line in a file, a step is in.
 int64_t Console::part_of(int64_t step) const {
     if (steps_ <= 0) return step;
-    return static_cast<int64_t>(static_cast<double>(step) / steps_ * kLinesInAFile);
+    return static_cast<int64_t>(static_cast<double>(step) / static_cast<double>(steps_) *
+                                kLinesInAFile);
 }
 
 void Console::progress(const ProgressLine& line, bool force) {

@@ -44,24 +44,22 @@ std::string fixed(T value) {
     return bytes;
 }
 
-// The protobuf wire format: a field is its number and wire type, then the value.
+// The protobuf wire format: a field is its number and wire type (0 varint, 1 eight bytes, 2 counted
+// bytes, 5 four bytes), then the value.
 std::string varint(uint64_t value) {
     std::string bytes;
     for (; value >= 0x80; value >>= 7) bytes += static_cast<char>((value & 0x7f) | 0x80);
     return bytes + static_cast<char>(value);
 }
-std::string varint_field(int number, uint64_t value) {
-    return varint(static_cast<uint64_t>(number) << 3 | 0) + varint(value);
+std::string tag(int number, unsigned wire_type) {
+    return varint(static_cast<uint64_t>(number) << 3 | wire_type);
 }
-std::string double_field(int number, double value) {
-    return varint(static_cast<uint64_t>(number) << 3 | 1) + fixed(value);
-}
+std::string varint_field(int number, uint64_t value) { return tag(number, 0) + varint(value); }
+std::string double_field(int number, double value) { return tag(number, 1) + fixed(value); }
 std::string bytes_field(int number, const std::string& value) {
-    return varint(static_cast<uint64_t>(number) << 3 | 2) + varint(value.size()) + value;
+    return tag(number, 2) + varint(value.size()) + value;
 }
-std::string float_field(int number, float value) {
-    return varint(static_cast<uint64_t>(number) << 3 | 5) + fixed(value);
-}
+std::string float_field(int number, float value) { return tag(number, 5) + fixed(value); }
 
 double wall_time() {
     return std::chrono::duration<double>(std::chrono::system_clock::now().time_since_epoch())

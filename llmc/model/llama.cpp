@@ -31,7 +31,7 @@ Gemm weight_gradient(const Tensor& dy, const Tensor& x, const Tensor& dw) {
 }
 
 // The first rows of a buffer that is made for the largest batch.
-Tensor first(const Tensor& buffer, Shape shape) { return buffer.slice(0, shape); }
+Tensor first(const Tensor& buffer, const Shape& shape) { return buffer.slice(0, shape); }
 
 Tensor first_rows(const Tensor& buffer, int64_t rows) {
     if (buffer.shape.rank() == 1) return first(buffer, {rows});
@@ -61,7 +61,7 @@ Llama::Llama(Backend& backend, Arena& arena, const LlamaConfig& config,
 
 void Llama::take_activations(bool training) {
     const int64_t rows = batch_ * config_.seq_len;
-    const auto take = [&](DType type, Shape shape) {
+    const auto take = [&](DType type, const Shape& shape) {
         return arena_.take("activations", type, shape);
     };
     const auto compute = [&](int64_t columns) { return take(precision_.compute, {rows, columns}); };

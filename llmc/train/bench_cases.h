@@ -28,9 +28,9 @@ class BenchMemory {
     BenchMemory(Backend& backend, const Noise& noise)
         : backend_(backend), noise_(noise), arena_(backend) {}
 
-    Tensor input(DType dtype, Shape shape);   // random
-    Tensor output(DType dtype, Shape shape);  // checked for NaN by check()
-    Tensor zeros(DType dtype, Shape shape);
+    Tensor input(DType dtype, const Shape& shape);   // random
+    Tensor output(DType dtype, const Shape& shape);  // checked for NaN by check()
+    Tensor zeros(DType dtype, const Shape& shape);
     Tensor scalar(double value);                     // fp64 [1]
     Tensor ids(const std::vector<int32_t>& values);  // i32
     std::vector<Tensor> inputs(DType dtype, const std::vector<Shape>& shapes);
@@ -57,7 +57,7 @@ class BenchMemory {
     void check();
 
   private:
-    Tensor take(DType dtype, Shape shape);
+    Tensor take(DType dtype, const Shape& shape);
 
     Backend& backend_;
     const Noise& noise_;
@@ -98,8 +98,8 @@ struct BenchCases {
     double c, r, m;  // bytes of an element of each
     std::vector<BenchCase> list;
 };
-void add_model_cases(BenchCases& cases);
-void add_optimizer_cases(BenchCases& cases);
+void add_model_cases(BenchCases& b);
+void add_optimizer_cases(BenchCases& b);
 
 template <class... Extents>
 std::string joined(int64_t first, Extents... others) {  // "3x4x5"

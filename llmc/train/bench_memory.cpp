@@ -28,25 +28,25 @@ bool is_finite(const char* bytes, DType dtype) {
 }  // namespace
 
 // The system may promise memory that it does not have, and later kill who uses it.
-Tensor BenchMemory::take(DType dtype, Shape shape) {
+Tensor BenchMemory::take(DType dtype, const Shape& shape) {
     const double bytes = static_cast<double>(size_of(dtype)) * static_cast<double>(shape.count());
     if (bytes > backend_.free_bytes()) throw Error("not enough memory is free");
     return arena_.take("tensors", dtype, shape);
 }
 
-Tensor BenchMemory::input(DType dtype, Shape shape) {
+Tensor BenchMemory::input(DType dtype, const Shape& shape) {
     const Tensor tensor = take(dtype, shape);
     noise_.fill(tensor);
     return tensor;
 }
 
-Tensor BenchMemory::output(DType dtype, Shape shape) {
+Tensor BenchMemory::output(DType dtype, const Shape& shape) {
     outputs_.push_back(take(dtype, shape));
     noise_.poison(outputs_.back());
     return outputs_.back();
 }
 
-Tensor BenchMemory::zeros(DType dtype, Shape shape) {
+Tensor BenchMemory::zeros(DType dtype, const Shape& shape) {
     const Tensor tensor = take(dtype, shape);
     backend_.zero(tensor);
     return tensor;

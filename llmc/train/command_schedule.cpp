@@ -64,7 +64,8 @@ ScheduleConfig with_steps(ScheduleConfig schedule) {
 RateTable follow_losses(const Config& config, Schedule schedule,
                         const std::vector<double>& losses) {
     RateTable table;
-    const int64_t count = std::min<int64_t>(losses.size(), with_steps(config.schedule).steps);
+    const int64_t count =
+        std::min(static_cast<int64_t>(losses.size()), with_steps(config.schedule).steps);
     for (int64_t i = 0; i < count; ++i) table.add(i, losses[i], schedule.next(i, losses[i]));
     return table;
 }

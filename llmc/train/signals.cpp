@@ -18,8 +18,9 @@ void on_signal(int number) { stop_signal = number; }
 // A line of /proc/self/maps: begin-end permissions offset device inode path.
 void on_bus_error(int, siginfo_t* info, void*) {
     const uintptr_t address = reinterpret_cast<uintptr_t>(info->si_addr);
-    char line[4352], name[4096] = "a file in memory";
+    char name[4096] = "a file in memory";
     if (std::FILE* maps = std::fopen("/proc/self/maps", "r")) {
+        char line[4352];
         while (std::fgets(line, sizeof line, maps)) {
             uintptr_t begin = 0, end = 0;
             char path[4096];
