@@ -4,6 +4,7 @@
 #include "llmc/train/config.h"
 
 #include <algorithm>
+#include <cassert>
 #include <functional>
 
 #include "llmc/core/error.h"
@@ -62,17 +63,22 @@ void check_together(const Reader& read, const Provenance& origin) {
         return key + " = " + value_text(*find_value(read.tree, key));
     };
     const int64_t width = read.integer("model.d_model"), heads = read.integer("model.n_head");
+    const int64_t kv_heads = read.integer("model.n_kv_head");
+    assert(width >= 1 && heads >= 1 && kv_heads >= 1);  // by the schema
     if (width % heads != 0) refuse("model.d_model", "a multiple of " + shown("model.n_head"));
     if (width / heads % 2 != 0) {
         refuse("model.d_model", "an even head size, as RoPE turns pairs, not d_model / n_head = " +
                                     std::to_string(width / heads));
     }
-    if (heads % read.integer("model.n_kv_head") != 0) {
+    if (heads % kv_heads != 0) {
         refuse("model.n_kv_head", "a divisor of " + shown("model.n_head"));
     }
-    if (read.has("batch.sequences") &&
-        read.integer("batch.sequences") % read.integer("batch.micro_batch") != 0) {
-        refuse("batch.micro_batch", "a divisor of " + shown("batch.sequences"));
+    if (read.has("batch.sequences")) {
+        const int64_t micro_batch = read.integer("batch.micro_batch");
+        assert(micro_batch >= 1);  // by the schema
+        if (read.integer("batch.sequences") % micro_batch != 0) {
+            refuse("batch.micro_batch", "a divisor of " + shown("batch.sequences"));
+        }
     }
     if (read.has("schedule.warmup.steps") && read.has("run.steps") &&
         read.integer("schedule.warmup.steps") > read.integer("run.steps")) {

@@ -12,6 +12,7 @@
 namespace lmo {
 
 // Present where the CUDA backend is linked in: the build decides, not a macro.
+// NOLINTNEXTLINE(readability-redundant-declaration): only this declaration is weak
 std::unique_ptr<Backend> make_cuda_backend() __attribute__((weak));
 
 std::unique_ptr<Backend> make_backend(const std::string& device, int threads) {
