@@ -12,9 +12,9 @@ namespace {
 // NumPy's SeedSequence: an entropy pool of four words, mixed so that each reaches all.
 class SeedSequence {
   public:
-    explicit SeedSequence(uint64_t seed) {
-        // An entropy of at most two words; the rest of the pool is hashed zeros.
-        pool_ = {static_cast<uint32_t>(seed), static_cast<uint32_t>(seed >> 32), 0, 0};
+    // An entropy of at most two words; the rest of the pool is hashed zeros.
+    explicit SeedSequence(uint64_t seed)
+        : pool_{static_cast<uint32_t>(seed), static_cast<uint32_t>(seed >> 32), 0, 0} {
         uint32_t constant = 0x43b0d7e5;
         const auto hash = [&](uint32_t value) {
             value ^= constant;

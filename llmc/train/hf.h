@@ -16,7 +16,7 @@ nlohmann::json to_hf_config(const LlamaConfig& config, DType weights);
 LlamaConfig read_hf_config(const std::string& folder);
 
 // Throws Error naming the keys in which a folder's model differs from a configured one (init.from).
-void require_same_model(const LlamaConfig& folder_model, const LlamaConfig& configured,
+void require_same_model(const LlamaConfig& found, const LlamaConfig& configured,
                         const std::string& folder);
 
 }  // namespace lmo

@@ -250,7 +250,10 @@ void set_value(Json& tree, const std::string& path, Json value) {
 
 std::string value_text(const Json& value) {
     std::string text = value.dump(-1, ' ', false, Json::error_handler_t::replace);
-    if (text.size() > kMaxValueText) text.replace(kMaxValueText, std::string::npos, "...");
+    if (text.size() > kMaxValueText) {
+        text.resize(kMaxValueText);
+        text += "...";
+    }
     return text;
 }
 

@@ -24,6 +24,7 @@ void on_bus_error(int, siginfo_t* info, void*) {
         while (std::fgets(line, sizeof line, maps)) {
             uintptr_t begin = 0, end = 0;
             char path[4096];
+            // NOLINTNEXTLINE(cert-err34-c): the numbers are the kernel's
             if (std::sscanf(line, "%" SCNxPTR "-%" SCNxPTR " %*s %*s %*s %*s %4095[^\n]", &begin,
                             &end, path) == 3 &&
                 begin <= address && address < end) {
