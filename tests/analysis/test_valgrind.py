@@ -69,7 +69,8 @@ class ValgrindTest(CliTest):
 
     def run_model(self, preset, compute):
         self.config({'run': {'steps': 2}, 'model': {'vocab_size': 256}, 'data': {'tokenizer': 'bytes'},
-                     'batch': {'sequences': 2, 'micro_batch': 1}, 'eval': {'batches': 1}, 'precision': {'compute': compute}, 'optimizer': {'preset': preset}})
+                     'batch': {'sequences': 2, 'micro_batch': 1}, 'eval': {'batches': 1},
+                     'precision': {'compute': compute}, 'optimizer': {'preset': preset}})
         self.check('train', '--config', 'config.json', expected='AVX2')
         checkpoint = self.checkpoint(2)
         self.check('eval', '--checkpoint', checkpoint, '--data', 'data/val.bin', expected='loss')
