@@ -31,8 +31,9 @@ bool contains(const std::vector<std::string>& names, const Json& value) {
 
 // The system would end a name at its first NUL.
 bool is_text(const Json& value) {
-    return value.is_string() && value != "" &&
-           value.get_ref<const std::string&>().find('\0') == std::string::npos;
+    if (!value.is_string()) return false;
+    const std::string& text = value.get_ref<const std::string&>();
+    return !text.empty() && text.find('\0') == std::string::npos;
 }
 
 // Levenshtein distance.

@@ -211,8 +211,8 @@ void Trainer::log_update(const Update& update) {
     progress.tokens_per_second = tokens_per_second;
     progress.mfu = mfu;
     progress.phase = to_string(update.rate.phase);
-    progress.seconds_left =
-        training_seconds_ / updates_here_ * static_cast<double>(config_.run.steps - step_);
+    progress.seconds_left = training_seconds_ / static_cast<double>(updates_here_) *
+                            static_cast<double>(config_.run.steps - step_);
     console_.progress(progress, updates_here_ == 1 || step_ == config_.run.steps);
 }
 

@@ -328,7 +328,7 @@ TEST_F(DataLoader, StopsWhileTheQueueIsFull) {
 
 TEST_F(DataLoader, StopsInTheMiddleOfALargeBatch) {
     const Dataset dataset({path("a.bin")}, TokenFormat::automatic, 1, 2000);
-    const std::clock_t start = std::clock();  // of the processor: other programs do not count
+    const std::clock_t start = std::clock();      // of the processor: other programs do not count
     { Loader loader(dataset, 1, 8'000'000, 0); }  // many seconds of work
     EXPECT_LT(static_cast<double>(std::clock() - start) / CLOCKS_PER_SEC, 2.0);
 }
