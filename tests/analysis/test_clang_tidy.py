@@ -43,7 +43,7 @@ class ClangTidyTest(unittest.TestCase):
 
 
 def add_test(path):
-    needs_cuda = path.parts[1] == 'cuda'
+    needs_cuda = path.parent.name == 'cuda'
 
     @unittest.skipIf(needs_cuda and not CUDA_HEADERS, 'no headers of a CUDA toolkit here')
     def test(self):
