@@ -18,6 +18,8 @@
 #include <CLI/CLI.hpp>
 // defines: Error, UsageError, ExitStatus
 #include "llmc/core/error.h"
+// defines: printable
+#include "llmc/core/text.h"
 // defines: BenchCommand, add_bench, run_bench
 #include "llmc/train/bench_options.h"
 // defines: run_schedule, run_smoothness, run_eval, run_generate and their options
@@ -253,7 +255,7 @@ int main(int argc, char** argv) {
         std::fprintf(stderr, "train_gpt: out of host memory; use a smaller model or batch\n");
         return status(ExitStatus::runtime_error);
     } catch (const std::exception& error) {
-        std::fprintf(stderr, "train_gpt: %s\n", error.what());
+        std::fprintf(stderr, "train_gpt: %s\n", printable(error.what()).c_str());
         return status(ExitStatus::runtime_error);
     }
 }

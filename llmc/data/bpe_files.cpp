@@ -5,23 +5,40 @@
 #include <fstream>
 #include <limits>
 #include <map>
-#include <nlohmann/json.hpp>
 #include <optional>
 #include <sstream>
 
 #include "llmc/core/error.h"
+#include "llmc/core/json.h"
 #include "llmc/data/bpe.h"
 
 namespace lmo {
 namespace {
 
-constexpr int32_t kLargestId = 1 << 24;  // a sane limit: ids index a table
+// Sane limits: ids index a table, and every cut of a token is looked up. Vocabularies in use end at
+// 262144 tokens, the longest of them at 128 bytes.
+constexpr int32_t kLargestId = (1 << 18) - 1;
+constexpr size_t kMaxTokenBytes = 512;
 constexpr const char* kEndOfText = "<|endoftext|>";
 
 std::ifstream open_file(const std::string& path) {
     std::ifstream file(path, std::ios::binary);
     if (!file) throw Error(path + ": cannot open the vocabulary: " + std::strerror(errno));
     return file;
+}
+
+// A whole file, of a size that JSON may have.
+std::string read_text(const std::string& path) {
+    std::ifstream file = open_file(path);
+    std::string text;
+    char piece[4096];
+    while (file.read(piece, sizeof piece), file.gcount() > 0) {
+        text.append(piece, static_cast<size_t>(file.gcount()));
+        if (text.size() > kMaxJsonBytes)
+            throw Error(path + ": more than " + std::to_string(kMaxJsonBytes) +
+                        " bytes; expected a vocabulary");
+    }
+    return text;
 }
 
 Error at_line(const std::string& path, int64_t line, const std::string& what) {
@@ -84,8 +101,8 @@ std::optional<std::string> to_bytes(const std::map<std::string, char>& alphabet,
 
 void read_ids(BpeVocabulary& vocabulary, const std::map<std::string, char>& alphabet,
               const std::string& path) {
-    std::ifstream file = open_file(path);
-    const nlohmann::json json = nlohmann::json::parse(file, nullptr, false);
+    const auto json = parse_json<nlohmann::json>(
+        read_text(path), path + ": not a JSON object of token to id");
     if (!json.is_object())
         throw Error(path +
                     ": not a JSON object of token to id; the file is damaged or not a "
@@ -94,7 +111,7 @@ void read_ids(BpeVocabulary& vocabulary, const std::map<std::string, char>& alph
     for (const auto& [written, value] : json.items()) {
         if (!value.is_number_integer() || value.get<int64_t>() < 0 ||
             value.get<int64_t>() > kLargestId)
-            throw Error(path + ": token \"" + written + "\": id " + value.dump() +
+            throw Error(path + ": token \"" + written + "\": id " + value_text(value) +
                         ", expected an integer from 0 to " + std::to_string(kLargestId));
         const size_t id = value.get<size_t>();
         if (id >= used.size()) used.resize(id + 1);
@@ -103,6 +120,9 @@ void read_ids(BpeVocabulary& vocabulary, const std::map<std::string, char>& alph
                         " is given twice");
         used[id] = true;
         const auto bytes = to_bytes(alphabet, written);
+        if (bytes && bytes->size() > kMaxTokenBytes)
+            throw Error(path + ": the token of id " + std::to_string(id) + " has more than " +
+                        std::to_string(kMaxTokenBytes) + " bytes");
         if (bytes && !bytes->empty() && written != kEndOfText)
             add_token(vocabulary, *bytes, static_cast<int32_t>(id));
     }
@@ -197,6 +217,9 @@ BpeVocabulary read_tiktoken(const std::string& path) {
         const auto bytes = decode_base64(digits);
         if (!bytes || bytes->empty())
             throw at_line(path, number, "\"" + digits + "\" is not base64 of a token");
+        if (bytes->size() > kMaxTokenBytes)
+            throw at_line(path, number,
+                          "a token of more than " + std::to_string(kMaxTokenBytes) + " bytes");
         const auto id = static_cast<size_t>(rank);
         if (vocabulary.id.count(*bytes) != 0 ||
             (id < vocabulary.text.size() && !vocabulary.text[id].empty()))

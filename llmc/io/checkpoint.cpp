@@ -4,10 +4,10 @@
 #include <cassert>
 #include <cstdio>
 #include <filesystem>
-#include <nlohmann/json.hpp>
 #include <system_error>
 
 #include "llmc/core/error.h"
+#include "llmc/core/json.h"
 #include "llmc/io/files.h"
 
 namespace lmo {
@@ -215,19 +215,20 @@ std::string check_file(const fs::path& folder, const std::string& name, const js
 std::string find_problem(const fs::path& folder) {
     std::error_code code;
     if (!fs::exists(folder / kManifest, code)) return "it has no manifest.json";
-    const json manifest = json::parse(read_file((folder / kManifest).string()), nullptr, false);
+    const std::string path = (folder / kManifest).string();
+    const json manifest = parse_json<json>(read_file(path, kMaxJsonBytes), path + " is damaged");
     if (!manifest.is_object() || !manifest.contains("files") || !manifest["files"].is_object()) {
         return "manifest.json is damaged";
     }
     if (manifest.value("format", json()) != 1) {
-        return "manifest.json is of format " + manifest.value("format", json()).dump() +
+        return "manifest.json is of format " + value_text(manifest.value("format", json())) +
                ", this program knows 1";
     }
     Found named{0, false, folder};
     const json step = manifest.value("step", json());
     if (!step.is_number_unsigned() ||
         (parse_name(folder.filename().string(), &named) && step != named.step)) {
-        return "manifest.json is of step " + step.dump() + ", not of this folder";
+        return "manifest.json is of step " + value_text(step) + ", not of this folder";
     }
     const json& files = manifest["files"];
     for (const char* name : kFiles) {

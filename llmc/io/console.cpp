@@ -7,6 +7,8 @@
 #include <cmath>
 #include <cstdio>
 
+#include "llmc/core/text.h"
+
 namespace lmo {
 
 namespace {
@@ -132,12 +134,12 @@ void Console::progress(const ProgressLine& line, bool force) {
     if (terminal_ && (!status_shown_ || now - last_drawn_ >= kSecondsOfAStatus)) draw_status();
 }
 
-void Console::message(const std::string& text) { print(text); }
+void Console::message(const std::string& text) { print(printable(text)); }
 
 void Console::warning(const std::string& text) {
     const bool shown = status_shown_;
     clear_status();
-    std::fprintf(stderr, "warning: %s\n", text.c_str());
+    std::fprintf(stderr, "warning: %s\n", printable(text).c_str());
     if (shown) draw_status();
 }
 

@@ -38,8 +38,9 @@ class Console {
     // redrawn in between); in a pipe or file about 40 lines a run and never more than one in 2 s.
     // `force` prints it anyway.
     void progress(const ProgressLine& line, bool force = false);
-    void message(const std::string& text);  // on its own line, above the status line
-    void warning(const std::string& text);  // stderr
+    // On its own line, above the status line; warnings to stderr. Both made printable().
+    void message(const std::string& text);
+    void warning(const std::string& text);
     void finish();                          // clears the status line
 
   private:

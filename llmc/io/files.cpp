@@ -68,7 +68,7 @@ void read_pieces(const std::string& path, Use use) {
     Descriptor file;
     file.number = ::open(path.c_str(), O_RDONLY | O_CLOEXEC);
     if (file.number < 0) fail("open", path, errno);
-    std::vector<char> piece(1 << 20);
+    std::vector<char> piece(1 << 18);
     for (;;) {
         const ssize_t got = ::read(file.number, piece.data(), piece.size());
         if (got < 0 && errno == EINTR) continue;
@@ -89,9 +89,15 @@ void flush_output() {
     if (std::fflush(stdout) != 0 || std::ferror(stdout)) fail("write", "standard output", errno);
 }
 
-std::string read_file(const std::string& path) {
+std::string read_file(const std::string& path, size_t most) {
     std::string text;
-    read_pieces(path, [&](const char* data, size_t bytes) { text.append(data, bytes); });
+    read_pieces(path, [&](const char* data, size_t bytes) {
+        if (bytes > most - text.size()) {
+            throw Error("cannot read '" + path + "': it has more than " + std::to_string(most) +
+                        " bytes; is it the right file?");
+        }
+        text.append(data, bytes);
+    });
     return text;
 }
 

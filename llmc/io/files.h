@@ -12,7 +12,8 @@ namespace lmo {
 // Throws an Error where standard output cannot take what was printed (a full disk, a closed pipe).
 void flush_output();
 
-std::string read_file(const std::string& path);  // Error names path, reason
+// Error names path and reason; one is that the file has more than `most` bytes.
+std::string read_file(const std::string& path, size_t most = SIZE_MAX);
 void write_file_atomically(const std::string& path,
                            const std::string& text);  // temp, fsync, rename
 std::string temporary_name(const std::string& path);  // that it uses on the way

@@ -9,9 +9,9 @@
 #include <cstdio>
 #include <cstring>
 #include <filesystem>
-#include <nlohmann/json.hpp>
 
 #include "llmc/core/error.h"
+#include "llmc/core/json.h"
 #include "llmc/io/files.h"
 #include "llmc/io/tensorboard.h"
 
@@ -43,9 +43,11 @@ void drop_lines_from(const std::string& path, int64_t resume_step) {
         const std::string line = text.substr(begin, end - begin);
         begin = end + 1;
         try {
-            const json parsed = json::parse(line);
+            const json parsed = parse_json<json>(line, path);
             if (belongs_before(parsed, resume_step)) kept += line + "\n";
-        } catch (const json::exception&) {
+        } catch (const json::exception&) {  // an object of other types
+            ++unreadable;
+        } catch (const Error&) {
             ++unreadable;
         }
     }

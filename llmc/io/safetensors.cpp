@@ -9,12 +9,12 @@
 #include <cassert>
 #include <cerrno>
 #include <cstring>
-#include <filesystem>
 #include <memory>
-#include <nlohmann/json.hpp>
+#include <tuple>
 #include <utility>
 
 #include "llmc/core/error.h"
+#include "llmc/core/json.h"
 
 namespace lmo {
 
@@ -24,7 +24,6 @@ using nlohmann::json;
 using nlohmann::ordered_json;
 
 constexpr uint64_t kLengthBytes = 8;
-constexpr uint64_t kMaxHeaderBytes = 100'000'000;  // the limit of the reference implementation
 constexpr const char* kMetadata = "__metadata__";
 
 const char* format_name(DType type) {
@@ -96,6 +95,14 @@ std::string make_header(const std::vector<const TensorSource*>& tensors,
 
 // ---------------------------------------------------------------------------------- reading
 
+struct Span {  // of a tensor in the data
+    int64_t begin, end;
+    std::string tensor;
+    bool operator<(const Span& other) const {
+        return std::tie(begin, end) < std::tie(other.begin, other.end);
+    }
+};
+
 struct FileHeader {
     const std::string& path;
     uint64_t data_bytes;
@@ -115,12 +122,31 @@ struct FileHeader {
         for (const json& item : *found) {
             // Unsigned covers every non-negative integer; floats and negative numbers are not that.
             if (!item.is_number_unsigned() || item.get<uint64_t>() > uint64_t{INT64_MAX}) {
-                fail(tensor, std::string("'") + key + "' holds " + item.dump() +
+                fail(tensor, std::string("'") + key + "' holds " + value_text(item) +
                                  ", expected a non-negative integer below 2^63");
             }
             result.push_back(item.get<int64_t>());
         }
         return result;
+    }
+
+    // As the format asks: every byte of the data belongs to one tensor.
+    void require_covered(std::vector<Span> spans) const {
+        std::sort(spans.begin(), spans.end());
+        int64_t next = 0;
+        for (const Span& span : spans) {
+            if (span.begin != next) {
+                fail(span.tensor, "its data begin at " + std::to_string(span.begin) +
+                                      ", expected " + std::to_string(next) +
+                                      ", where those of the tensor before end");
+            }
+            next = span.end;
+        }
+        if (static_cast<uint64_t>(next) != data_bytes) {
+            throw Error("'" + path + "': the tensors end at byte " + std::to_string(next) +
+                        " of the data, but there are " + std::to_string(data_bytes) +
+                        "; the file is damaged or not safetensors");
+        }
     }
 };
 
@@ -197,23 +223,21 @@ void SafetensorsFile::parse_header() {
     const unsigned char* bytes = static_cast<const unsigned char*>(map_);
     uint64_t length = 0;
     for (size_t i = 0; i < kLengthBytes; ++i) length |= uint64_t{bytes[i]} << (8 * i);
-    if (length > map_bytes_ - kLengthBytes || length > kMaxHeaderBytes) {
+    if (length > map_bytes_ - kLengthBytes || length > kMaxJsonBytes) {
         throw Error("'" + path_ + "': byte 0 claims a header of " + std::to_string(length) +
                     " bytes, the file has " + std::to_string(map_bytes_) +
                     "; it is truncated or not safetensors");
     }
     const unsigned char* text = bytes + kLengthBytes;
-    json header;
-    try {
-        header = json::parse(text, text + length);
-    } catch (const json::exception& error) {
-        throw Error("'" + path_ + "': the header (from byte 8) is not valid JSON: " + error.what());
-    }
+    const json header =
+        parse_json<json>(std::string(reinterpret_cast<const char*>(text), length),
+                         "'" + path_ + "': the header (from byte 8) is not valid JSON");
     if (!header.is_object()) {
         throw Error("'" + path_ + "': the header (from byte 8) is not a JSON object");
     }
 
     const FileHeader file{path_, map_bytes_ - kLengthBytes - length};
+    std::vector<Span> spans;
     for (const auto& [name, entry] : header.items()) {
         if (name == kMetadata) continue;
         if (!entry.is_object()) file.fail(name, "its entry is not a JSON object");
@@ -229,6 +253,7 @@ void SafetensorsFile::parse_header() {
                                 std::to_string(file.data_bytes) + " bytes of data from byte " +
                                 std::to_string(kLengthBytes + length) + " on");
         }
+        spans.push_back({offsets[0], offsets[1], name});
         DType type;
         if (!parse_dtype(dtype->get<std::string>(), &type)) {
             unsupported_[name] = dtype->get<std::string>();
@@ -243,6 +268,7 @@ void SafetensorsFile::parse_header() {
         }
         entries_[name] = {type, shape, text + length + offsets[0], stored};
     }
+    file.require_covered(std::move(spans));
 }
 
 SafetensorsFile::~SafetensorsFile() {
@@ -321,75 +347,6 @@ std::vector<double> SafetensorsFile::read(const std::string& name,
             break;
     }
     return values;
-}
-
-// -------------------------------------------------------------------------- a folder of weights
-
-namespace {
-
-// Tensor name -> shard name, from model.safetensors.index.json.
-std::map<std::string, std::string> read_index(const std::string& path) {
-    std::map<std::string, std::string> shards;
-    json index;
-    try {
-        index = json::parse(read_file(path));
-    } catch (const json::exception& error) {
-        throw Error("'" + path + "' is not valid JSON: " + error.what());
-    }
-    const json* map = nullptr;
-    if (index.is_object() && index.contains("weight_map")) map = &index["weight_map"];
-    if (!map || !map->is_object()) {
-        throw Error("'" + path + "': 'weight_map' should be an object of tensor: file name");
-    }
-    for (const auto& [tensor, shard] : map->items()) {
-        if (!shard.is_string() || !is_plain_file_name(shard.get<std::string>())) {
-            throw Error("'" + path + "': weight_map." + tensor + " is " + shard.dump() +
-                        ", expected the name of a file in the same folder");
-        }
-        shards[tensor] = shard.get<std::string>();
-    }
-    return shards;
-}
-
-}  // namespace
-
-WeightFolder::WeightFolder(const std::string& folder) : folder_(folder) {
-    const std::filesystem::path base(folder);
-    const std::string single = (base / "model.safetensors").string();
-    const std::string index = (base / "model.safetensors.index.json").string();
-    std::error_code ignored;  // an unreadable folder ends in the message below
-    if (std::filesystem::exists(single, ignored)) {
-        files_.emplace_back(single);
-        for (const std::string& name : files_[0].names()) where_[name] = 0;
-        return;
-    }
-    if (!std::filesystem::exists(index, ignored)) {
-        throw Error("'" + folder + "' holds neither model.safetensors nor " +
-                    "model.safetensors.index.json; give a Hugging Face model folder");
-    }
-    std::map<std::string, int> opened;
-    for (const auto& [tensor, shard] : read_index(index)) {
-        const auto [entry, added] = opened.try_emplace(shard, static_cast<int>(files_.size()));
-        if (added) files_.emplace_back((base / shard).string());
-        where_[tensor] = entry->second;
-    }
-}
-
-bool WeightFolder::has(const std::string& name) const { return where_.count(name) > 0; }
-
-std::vector<std::string> WeightFolder::names() const {
-    std::vector<std::string> result;
-    for (const auto& item : where_) result.push_back(item.first);
-    return result;
-}
-
-std::vector<double> WeightFolder::read(const std::string& name,
-                                       const std::vector<int64_t>& shape) const {
-    const auto found = where_.find(name);
-    if (found == where_.end()) {
-        throw Error("'" + folder_ + "' has no tensor '" + name + "'; is it a LLaMA model?");
-    }
-    return files_[static_cast<size_t>(found->second)].read(name, shape);
 }
 
 }  // namespace lmo

@@ -1,14 +1,17 @@
 // train_gpt eval and generate: a trained model, ours or any LLaMA folder of Hugging Face's layout.
+#include <unistd.h>
+
 #include <algorithm>
 #include <cmath>
 #include <cstdio>
 
+#include "llmc/core/text.h"
 #include "llmc/data/tokenizer.h"
 #include "llmc/io/files.h"
 #include "llmc/train/commands.h"
 #include "llmc/train/device.h"
 #include "llmc/train/hf.h"
-#include "llmc/train/resume.h"
+#include "llmc/train/run_state.h"
 #include "llmc/train/validation.h"
 #include "llmc/train/weights.h"
 
@@ -95,13 +98,8 @@ namespace {
 
 std::string tokenizer_of(const GenerateOptions& options) {
     if (!options.tokenizer.empty()) return options.tokenizer;
-    const ordered_json state = saved_state(options.checkpoint);
-    if (state.is_object() && state.contains("config")) {
-        const auto& data = state["config"].value("data", ordered_json::object());
-        if (data.contains("tokenizer") && data["tokenizer"].is_string()) {
-            return data["tokenizer"].get<std::string>();
-        }
-    }
+    const std::string saved = saved_tokenizer(options.checkpoint);
+    if (!saved.empty()) return saved;
     throw UsageError(
         options.checkpoint +
         ": no tokenizer is known for this model; give --tokenizer bytes, gpt2 or a file");
@@ -119,13 +117,16 @@ void run_generate(const GenerateOptions& options) {
         std::min(config.seq_len, static_cast<int64_t>(ids.size()) + options.tokens);
     LoadedModel loaded(options.checkpoint, options.device, options.threads, "auto", length, 1);
     std::printf("%s", options.prompt.c_str());
+    const bool terminal = ::isatty(STDOUT_FILENO) == 1;  // a file or pipe gets the exact bytes
+    PrintableStream stream;
     generate(*loaded.backend, loaded.model, loaded.config, loaded.weights.compute(), ids,
              options.tokens, options.sampling, loaded.tensors.tokens, [&](int32_t id) {
-                 const std::string text = tokenizer->decode({id});
+                 std::string text = tokenizer->decode({id});
+                 if (terminal) text = stream.add(text);
                  std::fwrite(text.data(), 1, text.size(), stdout);
                  flush_output();
              });
-    std::printf("\n");
+    std::printf("%s\n", stream.finish().c_str());
     flush_output();
 }
 

@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <cassert>
+#include <filesystem>
 #include <functional>
 
 #include "llmc/core/error.h"
@@ -54,6 +55,11 @@ void check_compat(const Reader& read, const Refuse& refuse) {
     }
 }
 
+bool leads_out(const std::string& name) {
+    const std::filesystem::path path(name);
+    return std::find(path.begin(), path.end(), "..") != path.end();
+}
+
 // Conditions that tie several keys together.
 void check_together(const Reader& read, const Provenance& origin) {
     const auto refuse = [&](const std::string& key, const std::string& expected) {
@@ -72,6 +78,10 @@ void check_together(const Reader& read, const Provenance& origin) {
     }
     if (heads % kv_heads != 0) {
         refuse("model.n_kv_head", "a divisor of " + shown("model.n_head"));
+    }
+    const std::string name = read.text("run.name");
+    if (read.text("run.dir") == "runs/" + name && leads_out(name)) {
+        refuse("run.name", "a name without \"..\", as run.dir is runs/NAME, or a run.dir with it");
     }
     if (read.has("batch.sequences")) {
         const int64_t micro_batch = read.integer("batch.micro_batch");

@@ -160,7 +160,8 @@ OptimizerGroups optimizer_groups(const Json& resolved, const Provenance& origin)
     const std::string named_by = origin.of("optimizer.preset");
     if (preset.find('/') != std::string::npos || fs::path(preset).extension() == ".json") {
         std::string path = (fs::path(named_by).parent_path() / preset).lexically_normal().string();
-        if (!fs::exists(path)) path = preset;
+        std::error_code ignored;  // what cannot be examined cannot be read either
+        if (!fs::exists(path, ignored)) path = preset;
         return read_preset(
             read_json_object(path, named_by + ": optimizer.preset = \"" + preset + "\": "), path);
     }
@@ -168,7 +169,7 @@ OptimizerGroups optimizer_groups(const Json& resolved, const Provenance& origin)
     for (const EmbeddedPreset& embedded : embedded_presets()) {
         if (preset == embedded.name) {
             const std::string source = "preset \"" + preset + "\"";
-            return read_preset(parse_json(embedded.json, source), source);
+            return read_preset(parse_config(embedded.json, source), source);
         }
         known += std::string(embedded.name) + ", ";
     }

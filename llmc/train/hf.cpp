@@ -1,6 +1,7 @@
 #include "llmc/train/hf.h"
 
 #include "llmc/core/error.h"
+#include "llmc/core/json.h"
 #include "llmc/io/files.h"
 
 namespace lmo {
@@ -38,17 +39,14 @@ json to_hf_config(const LlamaConfig& config, DType weights) {
 
 namespace {
 
-constexpr int64_t kMaxSize = 1 << 24;  // products of sizes then fit an integer
+constexpr int64_t kMaxSize = 1 << 24;    // products of two sizes then fit an integer
+constexpr int64_t kMaxLayers = 1 << 16;  // the list of parameters is made before memory is counted
 
 // One config.json, with errors that name it.
 class HfConfig {
   public:
     explicit HfConfig(const std::string& path) : path_(path) {
-        try {
-            json_ = json::parse(read_file(path));
-        } catch (const json::exception& e) {
-            fail(std::string("is not valid JSON: ") + e.what());
-        }
+        json_ = parse_json<json>(read_file(path, kMaxJsonBytes), path + ": is not valid JSON");
         if (!json_.is_object()) fail("is not a JSON object");
     }
 
@@ -57,16 +55,16 @@ class HfConfig {
     bool given(const char* key) const { return json_.contains(key) && !json_[key].is_null(); }
     const json& operator[](const char* key) const { return json_[key]; }
 
-    int64_t size(const char* key, int64_t fallback = 0) const {
+    int64_t size(const char* key, int64_t fallback = 0, int64_t most = kMaxSize) const {
         if (!given(key)) {
             if (fallback > 0) return fallback;
             fail(std::string("key \"") + key + "\" is missing");
         }
         const json& value = json_[key];
         if (!value.is_number_integer() || value.get<int64_t>() < 1 ||
-            value.get<int64_t>() > kMaxSize) {
+            value.get<int64_t>() > most) {
             fail(std::string("key \"") + key + "\": expected a positive integer, at most " +
-                 std::to_string(kMaxSize) + ", found " + value.dump());
+                 std::to_string(most) + ", found " + value_text(value));
         }
         return value.get<int64_t>();
     }
@@ -75,7 +73,7 @@ class HfConfig {
         if (!where.contains(key) || where[key].is_null()) return fallback;
         if (!where[key].is_number() || where[key].get<double>() <= 0) {
             fail(std::string("key \"") + key + "\": expected a positive number, found " +
-                 where[key].dump());
+                 value_text(where[key]));
         }
         return where[key].get<double>();
     }
@@ -87,7 +85,7 @@ class HfConfig {
         if (!given(key)) return fallback;
         if (!json_[key].is_boolean()) {
             fail(std::string("key \"") + key + "\": expected true or false, found " +
-                 json_[key].dump());
+                 value_text(json_[key]));
         }
         return json_[key].get<bool>();
     }
@@ -95,8 +93,8 @@ class HfConfig {
     // A feature that we do not have must be absent or have its plain value.
     void require(const char* key, const json& plain) const {
         if (given(key) && json_[key] != plain) {
-            fail(std::string("key \"") + key + "\" is " + json_[key].dump() +
-                 "; this program supports only " + plain.dump());
+            fail(std::string("key \"") + key + "\" is " + value_text(json_[key]) +
+                 "; this program supports only " + value_text(plain));
         }
     }
 
@@ -116,7 +114,7 @@ double read_rope_theta(const HfConfig& file) {
                           : rope.contains("type")    ? rope["type"]
                                                      : json("default");
         if (type != "default") {
-            file.fail(std::string("key \"") + key + "\": rotary scaling " + type.dump() +
+            file.fail(std::string("key \"") + key + "\": rotary scaling " + value_text(type) +
                       " is not supported, only \"default\"");
         }
         theta = file.positive(rope, "rope_theta", theta);
@@ -133,7 +131,7 @@ LlamaConfig read_hf_config(const std::string& folder) {
     file.require("attention_bias", false);
     file.require("mlp_bias", false);
     LlamaConfig config;
-    config.n_layer = file.size("num_hidden_layers");
+    config.n_layer = file.size("num_hidden_layers", 0, kMaxLayers);
     config.n_head = file.size("num_attention_heads");
     config.n_kv_head = file.size("num_key_value_heads", config.n_head);
     config.d_model = file.size("hidden_size");

@@ -7,7 +7,6 @@
 #include <cstring>
 #include <filesystem>
 #include <fstream>
-#include <set>
 #include <sstream>
 
 #include "llmc/core/error.h"
@@ -18,23 +17,11 @@ namespace fs = std::filesystem;
 
 namespace {
 
-constexpr int kMaxDepth = 64;
-constexpr size_t kMaxValueText = 200;
-
-// "FILE: line 3, column 7: " of the last of the first `bytes` bytes.
-std::string location(const std::string& name, const std::string& text, size_t bytes) {
-    const std::string before = text.substr(0, bytes > 0 ? bytes - 1 : 0);
-    const size_t line_start = before.rfind('\n') + 1;  // npos + 1 = 0
-    return name + ": line " + std::to_string(1 + std::count(before.begin(), before.end(), '\n')) +
-           ", column " + std::to_string(before.size() - line_start + 1) + ": ";
-}
-
-// The library's message without its own prefix and position.
-std::string reason(const std::string& what) {
-    const size_t column = what.find("column ");
-    const size_t start = column == std::string::npos ? what.find("] ") : what.find(": ", column);
-    return start == std::string::npos ? what : what.substr(start + 2);
-}
+// Together with its includes a configuration is at most this: far beyond what anybody writes, and
+// little work even where every file includes the next one twice.
+constexpr size_t kMaxIncludeDepth = 32, kMaxFiles = 1000, kMaxConfigBytes = 1 << 19;
+constexpr size_t kMaxKeys = kMaxJsonDepth;  // of a --set path
+constexpr size_t kMaxPath = 256;            // bytes of "key.path"
 
 std::string join(const std::string& path, const std::string& key) {
     return path.empty() ? key : path + "." + key;
@@ -66,6 +53,9 @@ void merge(Json& target, const Json& patch, const std::string& path, const std::
     if (!patch.is_object()) return;
     for (const auto& [key, value] : patch.items()) {
         const std::string child = join(path, key);
+        if (child.size() > kMaxPath) {  // one is kept for every value
+            throw UsageError(source + ": unknown key \"" + child.substr(0, kMaxPath) + "...\"");
+        }
         if (value.is_null()) {
             target.erase(key);
             forget(child);
@@ -102,24 +92,74 @@ std::vector<std::string> include_list(const Json& file, const std::string& path)
     return result;
 }
 
-// Merges the includes of a file, then the file. `open`: the files being read, outermost first.
-void merge_file(ConfigTree& tree, const std::string& path, std::vector<std::string>& open) {
-    std::string named_by, chain;
-    for (const std::string& file : open) chain += file + " -> ";
-    if (!open.empty()) named_by = open.back() + ": include: ";
-    for (const std::string& file : open) {
-        std::error_code error;
-        if (file == path || fs::equivalent(file, path, error)) {
-            throw UsageError(named_by + "the files include one another in a circle: " + chain +
-                             path);
+// What merging a file and its includes has come to so far.
+struct Inclusion {
+    std::vector<std::string> open;  // the files being read, outermost first
+    size_t files = 0, bytes = 0;
+
+    void enter(const std::string& path, const std::string& named_by) {
+        std::string chain;
+        for (const std::string& file : open) chain += file + " -> ";
+        for (const std::string& file : open) {
+            std::error_code error;
+            if (file == path || fs::equivalent(file, path, error)) {
+                throw UsageError(named_by + "the files include one another in a circle: " + chain +
+                                 path);
+            }
         }
+        if (open.size() >= kMaxIncludeDepth || files >= kMaxFiles) {
+            throw UsageError(named_by + path + ": " +
+                             (files >= kMaxFiles ? "more than " + std::to_string(kMaxFiles) +
+                                                       " files are included"
+                                                 : "files include one another deeper than " +
+                                                       std::to_string(kMaxIncludeDepth) + " levels"));
+        }
+        ++files;
+        open.push_back(path);
     }
-    Json file = read_json_object(path, named_by);
-    open.push_back(path);
+};
+
+// The text of a file of at most `most` bytes.
+std::string read_config_text(const std::string& path, const std::string& named_by, size_t most) {
+    std::error_code ignored;  // what cannot be examined cannot be opened either
+    const bool folder = fs::is_directory(path, ignored);
+    std::ifstream in(path);
+    if (folder || !in) {
+        const std::string why = folder ? "is a folder" : std::strerror(errno);
+        throw UsageError(named_by + "cannot read " + path + ": " + why);
+    }
+    std::string text;
+    char piece[4096];
+    while (in.read(piece, sizeof piece), in.gcount() > 0) {
+        text.append(piece, static_cast<size_t>(in.gcount()));
+        if (text.size() <= most) continue;
+        throw UsageError(named_by + path + ": more than " + std::to_string(kMaxConfigBytes) +
+                         " bytes, which a configuration with all that it includes may have");
+    }
+    return text;
+}
+
+Json parse_object(const std::string& text, const std::string& path) {
+    Json json = parse_config(text, path);
+    if (!json.is_object()) {
+        throw UsageError(path + ": " + value_text(json) + ": expected an object, {\"key\": value}");
+    }
+    return json;
+}
+
+// Merges the includes of a file, then the file.
+void merge_file(ConfigTree& tree, const std::string& path, Inclusion& inclusion) {
+    const std::string named_by =
+        inclusion.open.empty() ? "" : inclusion.open.back() + ": include: ";
+    inclusion.enter(path, named_by);
+    const std::string text = read_config_text(path, named_by, kMaxConfigBytes - inclusion.bytes);
+    inclusion.bytes += text.size();
+    Json file = parse_object(text, path);
     for (const std::string& name : include_list(file, path)) {
-        merge_file(tree, (fs::path(path).parent_path() / name).lexically_normal().string(), open);
+        merge_file(tree, (fs::path(path).parent_path() / name).lexically_normal().string(),
+                   inclusion);
     }
-    open.pop_back();
+    inclusion.open.pop_back();
     file.erase("include");
     merge_source(tree, file, path);
 }
@@ -129,7 +169,7 @@ void merge_override(ConfigTree& tree, const std::string& text) {
     const std::string path = text.substr(0, equals);
     const std::vector<std::string> keys = split(path);
     if (equals == std::string::npos || path.empty() || path.back() == '.' ||
-        std::count(keys.begin(), keys.end(), "") > 0 || keys.size() > kMaxDepth) {
+        std::count(keys.begin(), keys.end(), "") > 0 || keys.size() > kMaxKeys) {
         throw UsageError("--set " + text +
                          ": expected key.path=value, for example --set optimizer.lr=0.001");
     }
@@ -140,7 +180,7 @@ void merge_override(ConfigTree& tree, const std::string& text) {
     std::string source = "--set";
     Json value;
     try {
-        value = parse_json(value_part, source);
+        value = parse_config(value_part, source);
     } catch (const UsageError&) {
         value = value_part;
         const bool meant_json = value_part[0] == '{' || value_part[0] == '[';
@@ -175,58 +215,23 @@ const std::string& Provenance::of(std::string path) const {
     return main;
 }
 
-Json parse_json(const std::string& text, const std::string& name) {
-    std::istringstream in(text);
-    const auto position = [&in] {
-        return static_cast<size_t>(in.rdbuf()->pubseekoff(0, std::ios::cur, std::ios::in));
-    };
-    std::vector<std::set<std::string>> keys;  // of the objects that are open
-    const auto watch = [&](int depth, Json::parse_event_t event, Json& parsed) {
-        if (depth > kMaxDepth) {
-            throw UsageError(location(name, text, position()) + "nested deeper than " +
-                             std::to_string(kMaxDepth) + " levels");
-        }
-        if (event == Json::parse_event_t::object_start) keys.emplace_back();
-        if (event == Json::parse_event_t::object_end) keys.pop_back();
-        if (event == Json::parse_event_t::key && !keys.back().insert(parsed).second) {
-            throw UsageError(location(name, text, position()) + "the key " + parsed.dump() +
-                             " appears twice in one object; keep one of the two");
-        }
-        return true;
-    };
+Json parse_config(const std::string& text, const std::string& name) {
     try {
-        return Json::parse(in, watch);
-    } catch (const Json::parse_error& error) {
-        const char at = error.byte > 0 && error.byte <= text.size() ? text[error.byte - 1] : ' ';
-        throw UsageError(location(name, text, error.byte) + reason(error.what()) +
-                         (at == '/' || at == '#' ? " (JSON has no comments)" : ""));
-    } catch (const Json::exception& error) {  // a number beyond double
-        throw UsageError(location(name, text, position()) + reason(error.what()));
+        return parse_json<Json>(text, name);
+    } catch (const Error& error) {
+        throw UsageError(error.what());
     }
 }
 
 Json read_json_object(const std::string& path, const std::string& named_by) {
-    std::error_code ignored;  // what cannot be examined cannot be opened either
-    const bool folder = fs::is_directory(path, ignored);
-    std::ifstream in(path);
-    if (folder || !in) {
-        const std::string why = folder ? "is a folder" : std::strerror(errno);
-        throw UsageError(named_by + "cannot read " + path + ": " + why);
-    }
-    std::ostringstream text;
-    text << in.rdbuf();
-    Json json = parse_json(text.str(), path);
-    if (!json.is_object()) {
-        throw UsageError(path + ": " + value_text(json) + ": expected an object, {\"key\": value}");
-    }
-    return json;
+    return parse_object(read_config_text(path, named_by, kMaxConfigBytes), path);
 }
 
 ConfigTree merge_config(const std::string& path, const std::vector<std::string>& overrides) {
     ConfigTree tree;
     tree.origin.main = path;
-    std::vector<std::string> open;
-    merge_file(tree, path, open);
+    Inclusion inclusion;
+    merge_file(tree, path, inclusion);
     for (const std::string& text : overrides) merge_override(tree, text);
     return tree;
 }
@@ -246,15 +251,6 @@ void set_value(Json& tree, const std::string& path, Json value) {
     Json* target = &tree;
     for (const std::string& key : split(path)) target = &(*target)[key];
     *target = std::move(value);
-}
-
-std::string value_text(const Json& value) {
-    std::string text = value.dump(-1, ' ', false, Json::error_handler_t::replace);
-    if (text.size() > kMaxValueText) {
-        text.resize(kMaxValueText);
-        text += "...";
-    }
-    return text;
 }
 
 }  // namespace lmo

@@ -6,6 +6,8 @@
 #include <string>
 #include <vector>
 
+#include "llmc/core/json.h"
+
 namespace lmo {
 
 using Json = nlohmann::ordered_json;
@@ -24,21 +26,17 @@ struct ConfigTree {
     Provenance origin;
 };
 
-// Strict JSON: no comments, no key twice in one object. Throws UsageError with `name`, line,
-// column.
-Json parse_json(const std::string& text, const std::string& name);
+// parse_json() of llmc/core/json.h as a UsageError.
+Json parse_config(const std::string& text, const std::string& name);
 // The JSON object in a file. `named_by` (may be empty) starts the message when it cannot be read.
 Json read_json_object(const std::string& path, const std::string& named_by);
 
-// The file with its includes, then the --set texts, merged.
+// The file with its includes, then the --set texts, merged. Bounded in depth, files and bytes.
 ConfigTree merge_config(const std::string& path, const std::vector<std::string>& overrides);
 
 // The value at "key.path", or nullptr. A null counts as absent.
 const Json* find_value(const Json& tree, const std::string& path);
 // Creates the objects on the way.
 void set_value(Json& tree, const std::string& path, Json value);
-
-// A value as messages show it: JSON on one line, shortened when it is long.
-std::string value_text(const Json& value);
 
 }  // namespace lmo

@@ -3,24 +3,15 @@
 #include <filesystem>
 
 #include "llmc/core/error.h"
+#include "llmc/core/json.h"
+#include "llmc/core/text.h"
 #include "llmc/data/tokenizer.h"
 #include "llmc/io/checkpoint.h"
-#include "llmc/io/files.h"
+#include "llmc/train/run_state.h"
 
 namespace lmo {
 
 using nlohmann::ordered_json;
-
-ordered_json saved_state(const std::string& checkpoint) {
-    const std::string path = checkpoint + "/state.json";
-    std::error_code ignored;  // what cannot be examined cannot be read either
-    if (!std::filesystem::exists(path, ignored)) return nullptr;
-    try {
-        return ordered_json::parse(read_file(path));
-    } catch (const nlohmann::json::exception& e) {
-        throw Error(path + ": is not valid JSON: " + e.what());
-    }
-}
 
 namespace {
 
@@ -52,7 +43,7 @@ void require_same_config(const Config& config, const std::string& checkpoint) {
     }
     const ordered_json format = state.value("format", ordered_json());
     if (format != 1) {
-        throw Error(checkpoint + "/state.json is of format " + format.dump() +
+        throw Error(checkpoint + "/state.json is of format " + value_text(format) +
                     ", this program knows 1");
     }
     const auto conflicts = resume_conflicts(state["config"], config.resolved);
@@ -79,7 +70,7 @@ std::string find_checkpoint(const Config& config, const std::string& resume) {
         std::vector<std::string> warnings;
         if (const auto newest = newest_checkpoint(config.run.dir, &warnings)) checkpoint = *newest;
         for (const std::string& warning : warnings) {
-            std::fprintf(stderr, "warning: %s\n", warning.c_str());
+            std::fprintf(stderr, "warning: %s\n", printable(warning).c_str());
         }
         if (checkpoint.empty() && !warnings.empty()) {
             throw Error(config.run.dir +
@@ -120,7 +111,8 @@ void print_run_summary(Console& console, const Config& config, const Backend& ba
     const LlamaConfig& m = config.model;
     const double tokens = static_cast<double>(config.run.steps) *
                           static_cast<double>(config.batch.sequences * m.seq_len);
-    const double epochs = static_cast<double>(config.run.steps * config.batch.sequences) /
+    const double epochs = static_cast<double>(config.run.steps) *
+                          static_cast<double>(config.batch.sequences) /
                           static_cast<double>(train_set.sequences());
     char epochs_text[32];
     std::snprintf(epochs_text, sizeof epochs_text, "%.2f", epochs);

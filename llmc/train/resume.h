@@ -14,9 +14,6 @@ namespace lmo {
 // one.
 std::string find_checkpoint(const Config& config, const std::string& resume);
 
-// The configuration that a checkpoint's state.json holds, or null where there is none.
-nlohmann::ordered_json saved_state(const std::string& checkpoint);
-
 void print_run_summary(Console& console, const Config& config, const Backend& backend,
                        const Arena& arena, const ParameterList& parameters,
                        const ModelPrecision& precision, const Dataset& train_set,

@@ -15,6 +15,7 @@
 #include "llmc/schedule/schedule.h"
 #include "llmc/smoothness/analyzer.h"
 #include "llmc/train/config.h"
+#include "llmc/train/run_state.h"
 #include "llmc/train/signals.h"
 #include "llmc/train/spike.h"
 #include "llmc/train/validation.h"
@@ -79,13 +80,13 @@ class Trainer {
     // From a checkpoint, or from the initial weights if it is empty; the loader too.
     void start(const std::string& checkpoint);
     void load(const std::string& checkpoint);
-    void restore_state(const nlohmann::ordered_json& saved, const std::string& checkpoint);
+    void restore_state(const RunState& saved, const std::string& checkpoint);
     void load_initial_weights();
     // A failed save is a warning while training goes on, an Error when nothing follows it.
     void save(bool must_succeed);
     nlohmann::json state() const;
     void require_same_data_as(const std::string& checkpoint,
-                              const nlohmann::ordered_json& saved);
+                              const RunState& saved);
     bool due(int64_t every) const { return every > 0 && step_ % every == 0; }
 
     const Config& config_;

@@ -5,13 +5,12 @@
 #include "llmc/io/checkpoint.h"
 #include "llmc/train/data_fingerprint.h"
 #include "llmc/train/hf.h"
-#include "llmc/train/resume.h"
+#include "llmc/train/run_state.h"
 #include "llmc/train/trainer.h"
 
 namespace lmo {
 
 using nlohmann::json;
-using nlohmann::ordered_json;
 
 void Trainer::load_initial_weights() {
     if (config_.init_from.empty()) {
@@ -103,22 +102,22 @@ void Trainer::clean_up() {
     for (const std::string& warning : warnings) console_.warning(warning);
 }
 
-void Trainer::require_same_data_as(const std::string& checkpoint, const ordered_json& saved) {
-    const int64_t sequences = saved.at("train_sequences");
-    if (sequences != train_set_.sequences()) {
+void Trainer::require_same_data_as(const std::string& checkpoint, const RunState& saved) {
+    if (saved.train_sequences != train_set_.sequences()) {
         throw Error("data.train now holds " + std::to_string(train_set_.sequences()) +
-                    " sequences, but " + std::to_string(sequences) + " when " + checkpoint +
+                    " sequences, but " + std::to_string(saved.train_sequences) + " when " +
+                    checkpoint +
                     " was written, and the order of samples depends on it; restore the files "
                     "to continue, or choose another run.dir");
     }
-    if (!saved.contains("data")) {
+    if (saved.data.is_null()) {
         console_.warning(checkpoint +
                          " was written by an older version, without fingerprints of the data "
                          "files: nobody can tell whether they are still the same");
         return;
     }
     for (const char* part : {"train", "val"}) {
-        require_same_data(std::string("data.") + part, saved.at("data").at(part), data_.at(part),
+        require_same_data(std::string("data.") + part, saved.data.at(part), data_.at(part),
                           checkpoint);
     }
 }
@@ -137,40 +136,30 @@ void Trainer::load(const std::string& checkpoint) {
         copy_in_converted(backend_, state.tensor,
                           optimizer.read(state.name, extents(state.tensor.shape)));
     }
-    restore_state(saved_state(checkpoint), checkpoint);
+    restore_state(read_run_state(checkpoint), checkpoint);
     saved_step_ = step_;
     saved_folder_ = checkpoint;
 }
 
-void Trainer::restore_state(const ordered_json& saved, const std::string& checkpoint) {
+void Trainer::restore_state(const RunState& saved, const std::string& checkpoint) {
+    if (saved.samples % config_.batch.sequences != 0 ||
+        saved.samples / config_.batch.sequences != saved.updates) {
+        throw Error(checkpoint + "/state.json: updates, samples and batch.sequences disagree");
+    }
+    require_same_data_as(checkpoint, saved);
+    if (saved.compute != to_string(precision_.compute)) {
+        throw Error(checkpoint + ": was trained in " + saved.compute +
+                    ", this device would continue in " + to_string(precision_.compute) +
+                    "; set precision.compute");
+    }
     try {
-        const auto& s = saved.at("schedule");
-        ScheduleState schedule;
-        schedule.started = s.at("started");
-        schedule.loss0 = s.at("loss0");
-        schedule.delta0 = s.at("delta0");
-        schedule.delta_star = s.at("delta_star");
-        schedule.smoothed_loss = s.at("smoothed_loss");
-        schedule.previous_loss = s.value("previous_loss", 0.0);
-        schedule.switched_at = s.at("switched_at");
-        schedule.peak = s.at("peak");
-        schedule_.restore(schedule);
-        // Checkpoints of older versions have neither of the two, nor previous_loss.
-        spikes_.restore(saved.value("spike", ordered_json()));
-        left_out_ = LeftOut::from_json(saved.value("left_out", ordered_json::array()));
-        step_ = saved.at("updates");
-        if (step_ < 0 || saved.at("samples") != step_ * config_.batch.sequences) {
-            throw Error(checkpoint + "/state.json: updates, samples and batch.sequences disagree");
-        }
-        require_same_data_as(checkpoint, saved);
-        if (saved.at("compute") != to_string(precision_.compute)) {
-            throw Error(checkpoint + ": was trained in " + saved.at("compute").get<std::string>() +
-                        ", this device would continue in " + to_string(precision_.compute) +
-                        "; set precision.compute");
-        }
+        spikes_.restore(saved.spike);
+        left_out_ = LeftOut::from_json(saved.left_out);
     } catch (const json::exception& e) {
         throw Error(checkpoint + "/state.json: " + e.what());
     }
+    schedule_.restore(saved.schedule);
+    step_ = saved.updates;
 }
 
 }  // namespace lmo

@@ -56,6 +56,33 @@ TEST_F(ConfigErrors, Includes) {
     EXPECT_EQ(error("twice.json"), "no error");
 }
 
+// Each file includes the next one twice, a chain of files, a large one.
+TEST_F(ConfigErrors, IncludesAreBounded) {
+    const auto name = [](int i) { return "f" + std::to_string(i) + ".json"; };
+    for (int i = 0; i < 40; ++i) {
+        const std::string next = "\"" + name(i + 1) + "\"";
+        write(name(i), "{\"include\": [" + next + ", " + next + "]}");
+    }
+    write(name(20), "{}");
+    EXPECT_NE(error(name(0)).find("more than 1000 files are included"), std::string::npos);
+    for (int i = 0; i < 40; ++i) write(name(i), "{\"include\": \"" + name(i + 1) + "\"}");
+    EXPECT_NE(error(name(0)).find("deeper than 32 levels"), std::string::npos);
+    write(name(40), "{\"include\": \"base.json\"}");
+    EXPECT_EQ(error(name(11)), "no error");
+    write("half.json", "{}" + std::string(300'000, ' '));
+    EXPECT_EQ(text(R"({"include": ["base.json", "half.json"]})"), "no error");
+    EXPECT_NE(text(R"({"include": ["base.json", "half.json", "half.json"]})").find("524288 bytes"),
+              std::string::npos);
+}
+
+TEST_F(ConfigErrors, NameOfARunStaysInRuns) {
+    for (const char* name : {"..", "../x", "a/../../x", "a/.."}) {
+        EXPECT_NE(set(std::string("run.name=") + name).find("run.name"), std::string::npos) << name;
+    }
+    EXPECT_EQ(set("run.name=a..b/c"), "no error");
+    EXPECT_EQ(error("base.json", {"run.name=..", "run.dir=../elsewhere"}), "no error");
+}
+
 TEST_F(ConfigErrors, ValuesNameTheirSource) {
     write("inner.json", R"({"include": "base.json", "optimizer": {"clip_norm": -2}})");
     write("outer.json", R"({"include": "inner.json", "run": {"seed": 1}})");
