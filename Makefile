@@ -50,7 +50,9 @@ LDLIBS   := $(BLAS_LIBS) $(DNNL_LIBS) -fopenmp -pthread
 # llmc/cpu/*_kernels.cpp are compiled once for each instruction set; the backend picks at start.
 KERNELS := $(wildcard llmc/cpu/*_kernels.cpp)
 SOURCES := $(filter-out $(KERNELS) llmc/cuda/%,$(wildcard llmc/*/*.cpp))
-TESTS   := $(filter-out %/backends_cuda.cpp,$(wildcard tests/unit/*.cpp))
+# The targets of the fuzzers, and what they share: a part of the unit tests too (over tests/fuzz/corpus).
+FUZZ    := $(filter-out tests/fuzz/main.cpp,$(wildcard tests/fuzz/*.cpp))
+TESTS   := $(filter-out %/backends_cuda.cpp,$(wildcard tests/unit/*.cpp)) $(FUZZ)
 PRESETS := $(wildcard configs/optimizer/*.json)
 ISAS    := baseline avx2 avx512
 # errno and traps of the maths library stop loops from being vectorised and change no result.
@@ -67,7 +69,8 @@ OBJECTS := $(SOURCES:%.cpp=$(BUILD)/%.o) $(BUILD)/presets.o \
            $(foreach isa,$(ISAS),$(KERNELS:%.cpp=$(BUILD)/%.$(isa).o))
 TEST_OBJECTS := $(TESTS:%.cpp=$(BUILD)/%.o)
 
-.PHONY: all train test check bench docs clean help deps deps-test deps-check probe build-all tests long-tests train-now test-now check-now
+.PHONY: all train test check bench docs clean help deps deps-test deps-check probe build-all tests long-tests \
+        train-now test-now check-now fuzz fuzzers fuzzers-now
 .DELETE_ON_ERROR:
 all: probe
 	$(Q)$(MAKE) --no-print-directory -j$(JOBS) build-all
@@ -77,7 +80,8 @@ build-all: $(BUILD)/train_gpt
 help:
 	@echo 'make train   install what is missing, build, prepare text, train configs/run/quickstart.json, plot'
 	@echo 'make test    install what is missing, build, run all quick tests (at most 5 minutes on 2 cores)'
-	@echo 'make check   the long tests: sanitizers, static checkers, kills, failing disks, other processors'
+	@echo 'make check   the long tests: sanitizers, static checkers, fuzzers, kills, failing disks, other processors'
+	@echo 'make fuzz    every fuzzer for FUZZ_SECONDS (15), from what earlier runs found; TARGETS="config ..." for some'
 	@echo 'make all     build $(BUILD)/train_gpt only'
 	@echo 'make docs    rewrite the generated documentation pages'
 	@echo 'make clean   remove $(BUILD)/ (data/ and runs/ stay)'
@@ -120,6 +124,7 @@ check: deps-check
 	$(Q)$(MAKE) --no-print-directory -j$(JOBS) BUILD=$(BUILD)/tsan CUDA=no CUDA_HEADERS= OPT='-O0 -g1' CPU_OPT='-O0 -g1' \
 	    SANITIZE='-fsanitize=thread -fno-openmp -Wno-unknown-pragmas' TESTS=tests/unit/test_data.cpp \
 	    build-all $(BUILD)/tsan/unit_tests
+	$(Q)$(MAKE) --no-print-directory -j$(JOBS) fuzzers
 	$(Q)LMO_CUDA_HEADERS=$(CUDA_HEADERS) LMO_NVCC=$(NVCC) $(PYTHON) tests/run.py --build $(BUILD) --check
 
 # The emulated programs need the headers of a CUDA toolkit; the last one needs nvcc, and a GPU to run.
@@ -127,6 +132,38 @@ tests: $(BUILD)/unit_tests $(if $(CUDA_HEADERS),$(addprefix $(BUILD)/emulated/pl
 long-tests: $(BUILD)/faults.so $(if $(CUDA_HEADERS),$(foreach v,race asan,$(addprefix $(BUILD)/emulated/$v/,cuda_tests emulator_tests)) \
               $(addprefix $(BUILD)/emulated/,plain/conformance race/conformance)) \
             $(if $(NVCC),$(addprefix $(BUILD)/cuda/,cuda_tests conformance) $(CUDA_KERNELS:%.cu=$(BUILD)/cuda/%.ptx))
+
+# ---- fuzzers: clang's libFuzzer, over the readers of files -------------------------------------------
+FUZZ_CXX     ?= clang++
+FUZZ_SECONDS ?= 15
+FUZZ_COMMON  := tests/fuzz/fuzz.cpp
+TARGETS      ?= $(basename $(notdir $(filter-out $(FUZZ_COMMON),$(FUZZ))))
+FUZZ_SOURCES := $(wildcard llmc/core/*.cpp llmc/io/*.cpp) $(FUZZ) llmc/norm/newton_schulz.cpp \
+                $(addprefix llmc/data/,bpe.cpp bpe_files.cpp dataset.cpp split.cpp tokenizer.cpp) \
+                $(addprefix llmc/train/,config.cpp config_optimizer.cpp hf.cpp json_merge.cpp run_state.cpp \
+                  schema.cpp schema_resolve.cpp)
+FUZZ_OBJECTS := $(FUZZ_SOURCES:%.cpp=$(BUILD)/fuzz/%.o) $(BUILD)/fuzz/presets.o
+FUZZ_FLAGS   := -std=c++20 -O1 -g1 $(WARN) -I. -fno-omit-frame-pointer -fno-sanitize-recover=undefined \
+                -fsanitize=address,undefined,float-cast-overflow
+
+fuzz: deps-check
+	$(Q)$(MAKE) --no-print-directory -j$(JOBS) fuzzers
+	$(Q)LMO_BUILD=$(BUILD) $(PYTHON) tests/fuzz/run_fuzzers.py --seconds $(FUZZ_SECONDS) $(TARGETS)
+# Nothing where there is no libFuzzer: tests/long/test_fuzz.py is then skipped by name.
+fuzzers:
+	$(Q)if tests/fuzz/has_libfuzzer $(FUZZ_CXX); then $(MAKE) --no-print-directory fuzzers-now; fi
+fuzzers-now: $(TARGETS:%=$(BUILD)/fuzz/%)
+
+$(TARGETS:%=$(BUILD)/fuzz/%): $(BUILD)/fuzz/%: tests/fuzz/main.cpp $(FUZZ_OBJECTS)
+	@echo 'link  $@'
+	$(Q)$(FUZZ_CXX) $(FUZZ_FLAGS) -fsanitize=fuzzer -DFUZZ_TARGET=$(@F) $^ -pthread -o $@
+$(BUILD)/fuzz/%.o: %.cpp
+	@echo 'clang $<'
+	@mkdir -p $(@D)
+	$(Q)$(FUZZ_CXX) $(FUZZ_FLAGS) -fsanitize=fuzzer-no-link -MMD -MP -c $< -o $@
+$(BUILD)/fuzz/presets.o: $(BUILD)/presets.cpp
+	$(Q)mkdir -p $(@D) && $(FUZZ_CXX) -std=c++20 -I. -c $< -o $@
+-include $(FUZZ_SOURCES:%.cpp=$(BUILD)/fuzz/%.d)
 
 docs: $(BUILD)/config_reference
 	$(Q)$(BUILD)/config_reference > dev/docs/config.md
@@ -257,10 +294,10 @@ $(BUILD)/emulated/$(1)/train_gpt: $$(CUDA_KERNELS:%.cu=$(BUILD)/emulated/$(1)/%.
         $$(EMULATOR_CODE:%.cpp=$(BUILD)/emulated/$(1)/%.o) $(BUILD)/train_gpt.o $$(OBJECTS)
 	@echo 'link  $$@'
 	$$(Q)$$(CXX) -rdynamic $$(EMULATE_LINK_$(1)) $$^ $$(LDLIBS) -ldl -o $$@
-$(BUILD)/emulated/$(1)/emulator_tests: $$(EMULATOR_TESTS:%.cu=$(BUILD)/emulated/$(1)/%.o) \
+$(BUILD)/emulated/$(1)/emulator_tests: $$(EMULATOR_TESTS:%.cu=$(BUILD)/emulated/$(1)/%.o) $$(CORE_OBJECTS) \
         $$(EMULATOR_CODE:%.cpp=$(BUILD)/emulated/$(1)/%.o)
 	@echo 'link  $$@'
-	$$(Q)$$(CXX) -rdynamic $$(EMULATE_LINK_$(1)) $$^ -lgtest -lgtest_main -pthread -ldl -o $$@
+	$$(Q)$$(CXX) -rdynamic $$(EMULATE_LINK_$(1)) $$^ -lgtest -lgtest_main -pthread -ldl -fopenmp -o $$@
 $(BUILD)/emulated/$(1)/conformance: $$(CONFORMANCE:%.cu=$(BUILD)/emulated/$(1)/%.o) $$(CORE_OBJECTS) \
         $$(EMULATOR_CODE:%.cpp=$(BUILD)/emulated/$(1)/%.o)
 	@echo 'link  $$@'

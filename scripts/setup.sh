@@ -21,6 +21,11 @@ has_matplotlib() {
     return 1
 }
 
+# The version of the package clang, installed or not: 14 on Debian 12.
+clang_version() {
+    apt-cache depends clang 2>/dev/null | sed -n 's/.*Depends: clang-\([0-9]*\)$/\1/p' | head -n 1
+}
+
 missing=()
 need() {  # need PACKAGE TEST...
     local package=$1
@@ -51,6 +56,9 @@ for part in "${parts[@]}"; do
             need libomp-dev has_clang_omp
             need cppcheck command -v cppcheck >/dev/null
             need valgrind command -v valgrind >/dev/null
+            # libFuzzer: its library is a package by the version of clang
+            need clang command -v clang++ >/dev/null
+            need "libclang-rt-$(clang_version)-dev" "$(dirname "$0")/../tests/fuzz/has_libfuzzer" clang++
             ;;
         *)
             echo "setup.sh: unknown part '$part' (expected build, train, test, check)" >&2

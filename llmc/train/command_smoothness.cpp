@@ -59,7 +59,7 @@ Measurements read_measurements(const std::string& folder) {
         const size_t end = text.find('\n', begin);
         if (end == std::string::npos) break;  // the run may be writing it just now
         const std::string where = path + ", line " + std::to_string(number);
-        const Json line = parse_json(text.substr(begin, end - begin), where);
+        const Json line = parse_config(text.substr(begin, end - begin), where);
         begin = end + 1;
         try {
             if (line.at("type") == "smoothness") add_line(all, line);
