@@ -51,7 +51,7 @@ LDLIBS   := $(BLAS_LIBS) $(DNNL_LIBS) -fopenmp -pthread
 KERNELS := $(wildcard llmc/cpu/*_kernels.cpp)
 SOURCES := $(filter-out $(KERNELS) llmc/cuda/%,$(wildcard llmc/*/*.cpp))
 # The targets of the fuzzers, and what they share: a part of the unit tests too (over tests/fuzz/corpus).
-FUZZ    := $(filter-out tests/fuzz/main.cpp,$(wildcard tests/fuzz/*.cpp))
+FUZZ    := $(filter-out %/main.cpp,$(wildcard tests/fuzz/*.cpp))
 TESTS   := $(filter-out %/backends_cuda.cpp,$(wildcard tests/unit/*.cpp)) $(FUZZ)
 PRESETS := $(wildcard configs/optimizer/*.json)
 ISAS    := baseline avx2 avx512
@@ -70,7 +70,7 @@ OBJECTS := $(SOURCES:%.cpp=$(BUILD)/%.o) $(BUILD)/presets.o \
 TEST_OBJECTS := $(TESTS:%.cpp=$(BUILD)/%.o)
 
 .PHONY: all train test check bench docs clean help deps deps-test deps-check probe build-all tests long-tests \
-        train-now test-now check-now fuzz fuzzers fuzzers-now
+        train-now test-now check-now fuzz fuzzers
 .DELETE_ON_ERROR:
 all: probe
 	$(Q)$(MAKE) --no-print-directory -j$(JOBS) build-all
@@ -136,9 +136,7 @@ long-tests: $(BUILD)/faults.so $(if $(CUDA_HEADERS),$(foreach v,race asan,$(addp
 # ---- fuzzers: clang's libFuzzer, over the readers of files -------------------------------------------
 FUZZ_CXX     ?= clang++
 FUZZ_SECONDS ?= 15
-FUZZ_COMMON  := tests/fuzz/fuzz.cpp
-TARGETS      ?= $(basename $(notdir $(filter-out $(FUZZ_COMMON),$(FUZZ))))
-FUZZ_SOURCES := $(wildcard llmc/core/*.cpp llmc/io/*.cpp) $(FUZZ) llmc/norm/newton_schulz.cpp \
+FUZZ_SOURCES := $(wildcard llmc/core/*.cpp llmc/io/*.cpp tests/fuzz/*.cpp) llmc/norm/newton_schulz.cpp \
                 $(addprefix llmc/data/,bpe.cpp bpe_files.cpp dataset.cpp split.cpp tokenizer.cpp) \
                 $(addprefix llmc/train/,config.cpp config_optimizer.cpp hf.cpp json_merge.cpp run_state.cpp \
                   schema.cpp schema_resolve.cpp)
@@ -151,12 +149,11 @@ fuzz: deps-check
 	$(Q)LMO_BUILD=$(BUILD) $(PYTHON) tests/fuzz/run_fuzzers.py --seconds $(FUZZ_SECONDS) $(TARGETS)
 # Nothing where there is no libFuzzer: tests/long/test_fuzz.py is then skipped by name.
 fuzzers:
-	$(Q)if tests/fuzz/has_libfuzzer $(FUZZ_CXX); then $(MAKE) --no-print-directory fuzzers-now; fi
-fuzzers-now: $(TARGETS:%=$(BUILD)/fuzz/%)
+	$(Q)if tests/fuzz/has_libfuzzer $(FUZZ_CXX); then $(MAKE) --no-print-directory $(BUILD)/fuzz/readers; fi
 
-$(TARGETS:%=$(BUILD)/fuzz/%): $(BUILD)/fuzz/%: tests/fuzz/main.cpp $(FUZZ_OBJECTS)
+$(BUILD)/fuzz/readers: $(FUZZ_OBJECTS)
 	@echo 'link  $@'
-	$(Q)$(FUZZ_CXX) $(FUZZ_FLAGS) -fsanitize=fuzzer -DFUZZ_TARGET=$(@F) $^ -pthread -o $@
+	$(Q)$(FUZZ_CXX) $(FUZZ_FLAGS) -fsanitize=fuzzer $^ -pthread -o $@
 $(BUILD)/fuzz/%.o: %.cpp
 	@echo 'clang $<'
 	@mkdir -p $(@D)

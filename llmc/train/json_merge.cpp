@@ -7,7 +7,6 @@
 #include <cstring>
 #include <filesystem>
 #include <fstream>
-#include <sstream>
 
 #include "llmc/core/error.h"
 
@@ -29,8 +28,11 @@ std::string join(const std::string& path, const std::string& key) {
 
 std::vector<std::string> split(const std::string& path) {
     std::vector<std::string> keys;
-    std::string key;
-    for (std::istringstream in(path); std::getline(in, key, '.');) keys.push_back(key);
+    for (size_t begin = 0; begin < path.size();) {
+        const size_t end = std::min(path.find('.', begin), path.size());
+        keys.push_back(path.substr(begin, end - begin));
+        begin = end + 1;
+    }
     return keys;
 }
 

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Runs fuzzers, two at a time, and says what each did.
 
-    tests/fuzz/run_fuzzers.py [--seconds 15] [TARGET...]        default: every program in build/fuzz (LMO_BUILD)
+    tests/fuzz/run_fuzzers.py [--seconds 15] [TARGET...]        default: every target of tests/fuzz
 
 Each starts from tests/fuzz/corpus/TARGET and from what earlier runs found (build/fuzz/found/TARGET). An input that
 breaks a promise is kept in build/fuzz/crashes/TARGET, with the line that runs it again. Standard library only.
@@ -16,6 +16,7 @@ import sys
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
 BUILD = ROOT / os.environ.get('LMO_BUILD', 'build') / 'fuzz'
+PROGRAM = BUILD / 'readers'
 MEGABYTES = 64  # of one allocation; inputs have at most 64 KiB
 SOURCES = ROOT / 'tests' / 'fuzz'
 
@@ -37,12 +38,11 @@ class Result:
         if self.failed:
             self.text += f'\n{log[-6000:]}\n{target}: FAILED with status {status}'
             for crash in crashes:
-                self.text += f'\nrun it again: {program} -malloc_limit_mb={MEGABYTES} {crash}'
+                self.text += f'\nrun it again: FUZZ_TARGET={target} {program} -malloc_limit_mb={MEGABYTES} {crash}'
 
 
-def fuzz(target, seconds, program=None, folder=BUILD):
-    """Runs one fuzzer (default: the target's); what it finds goes to `folder`."""
-    program = program or BUILD / target
+def fuzz(target, seconds, program=PROGRAM, folder=BUILD):
+    """Runs one fuzzer; what it finds goes to `folder`."""
     found, crashes = folder / 'found' / target, folder / 'crashes' / target
     for path in (found, crashes):
         path.mkdir(parents=True, exist_ok=True)
@@ -55,7 +55,7 @@ def fuzz(target, seconds, program=None, folder=BUILD):
     log = folder / f'{target}.log'
     with open(log, 'w') as out:
         process = subprocess.run(list(map(str, command)), cwd=ROOT, stdout=out, stderr=subprocess.STDOUT,
-                                 timeout=seconds + 120)
+                                 env={**os.environ, 'FUZZ_TARGET': target}, timeout=seconds + 120)
     return Result(target, program, process.returncode, log.read_text(errors='replace'),
                   sorted(set(crashes.iterdir()) - before))
 
@@ -66,10 +66,9 @@ def main():
     parser.add_argument('--jobs', type=int, default=2, help='at a time')
     parser.add_argument('targets', nargs='*', help='default: all')
     arguments = parser.parse_args()
-    missing = [target for target in arguments.targets or all_targets() if not (BUILD / target).exists()]
-    if missing:
-        print(f'not built: {", ".join(missing)} (in {BUILD}; is there a clang++ with libFuzzer? scripts/setup.sh check '
-              'installs it)', file=sys.stderr)
+    if not PROGRAM.exists():
+        print(f'{PROGRAM} is not built: is there a clang++ with libFuzzer? scripts/setup.sh check installs it',
+              file=sys.stderr)
         return 1
     with concurrent.futures.ThreadPoolExecutor(arguments.jobs) as pool:
         results = [pool.submit(fuzz, target, arguments.seconds) for target in arguments.targets or all_targets()]
