@@ -68,7 +68,7 @@ void read_pieces(const std::string& path, Use use) {
     Descriptor file;
     file.number = ::open(path.c_str(), O_RDONLY | O_CLOEXEC);
     if (file.number < 0) fail("open", path, errno);
-    std::vector<char> piece(1 << 18);
+    std::vector<char> piece(1 << 16);
     for (;;) {
         const ssize_t got = ::read(file.number, piece.data(), piece.size());
         if (got < 0 && errno == EINTR) continue;
@@ -167,6 +167,7 @@ std::string temporary_name(const std::string& path) { return path + ".tmp"; }
 
 void write_file_atomically(const std::string& path, const std::string& text) {
     const std::string temporary = temporary_name(path);
+    ::unlink(temporary.c_str());  // a left-over, or a link to elsewhere that somebody put there
     try {
         FileWriter file(temporary);
         file.write(text);

@@ -315,8 +315,8 @@ void widen(const unsigned char* data, std::vector<double>* values, Widen convert
 
 }  // namespace
 
-std::vector<double> SafetensorsFile::read(const std::string& name,
-                                          const std::vector<int64_t>& shape) const {
+const SafetensorsFile::Entry& SafetensorsFile::require(const std::string& name,
+                                                       const std::vector<int64_t>& shape) const {
     const Entry* entry = find(name);
     if (!entry) throw Error("'" + path_ + "': there is no tensor '" + name + "'");
     if (entry->shape != shape) {
@@ -324,6 +324,12 @@ std::vector<double> SafetensorsFile::read(const std::string& name,
                     ", expected " + shape_text(shape) +
                     "; does the model configuration belong to this file?");
     }
+    return *entry;
+}
+
+std::vector<double> SafetensorsFile::read(const std::string& name,
+                                          const std::vector<int64_t>& shape) const {
+    const Entry* entry = &require(name, shape);
     std::vector<double> values(entry->bytes / size_of(entry->dtype));
     const auto same = [](auto element) { return element; };
     switch (entry->dtype) {

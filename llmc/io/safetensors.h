@@ -49,7 +49,9 @@ class SafetensorsFile {
     const std::map<std::string, Entry>& entries() const { return entries_; }
     std::vector<std::string> names() const;            // those of unsupported types too
     const Entry* find(const std::string& name) const;  // nullptr if absent
-    // Values widened to double; throws when the tensor is absent or has another shape.
+    // Throws when the tensor is absent or has another shape.
+    const Entry& require(const std::string& name, const std::vector<int64_t>& shape) const;
+    // Values widened to double, of a tensor that require() takes.
     std::vector<double> read(const std::string& name, const std::vector<int64_t>& shape) const;
 
   private:
@@ -70,9 +72,12 @@ class WeightFolder {
     explicit WeightFolder(const std::string& folder);
     bool has(const std::string& name) const;
     std::vector<std::string> names() const;
+    void require(const std::string& name, const std::vector<int64_t>& shape) const;
     std::vector<double> read(const std::string& name, const std::vector<int64_t>& shape) const;
 
   private:
+    const SafetensorsFile& file_of(const std::string& name) const;
+
     std::string folder_;
     std::vector<SafetensorsFile> files_;
     std::map<std::string, int> where_;

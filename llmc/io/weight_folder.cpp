@@ -66,13 +66,21 @@ std::vector<std::string> WeightFolder::names() const {
     return result;
 }
 
-std::vector<double> WeightFolder::read(const std::string& name,
-                                       const std::vector<int64_t>& shape) const {
+const SafetensorsFile& WeightFolder::file_of(const std::string& name) const {
     const auto found = where_.find(name);
     if (found == where_.end()) {
         throw Error("'" + folder_ + "' has no tensor '" + name + "'; is it a LLaMA model?");
     }
-    return files_[static_cast<size_t>(found->second)].read(name, shape);
+    return files_[static_cast<size_t>(found->second)];
+}
+
+void WeightFolder::require(const std::string& name, const std::vector<int64_t>& shape) const {
+    file_of(name).require(name, shape);
+}
+
+std::vector<double> WeightFolder::read(const std::string& name,
+                                       const std::vector<int64_t>& shape) const {
+    return file_of(name).read(name, shape);
 }
 
 }  // namespace lmo

@@ -40,11 +40,11 @@ struct LoadedModel {
           precision(parse_precision(precision_name, *backend)),
           config(fitting_config(folder, length, batch)),
           parameters(llama_parameters(config)),
+          files(fitting_files(folder)),
           arena(*backend),
           tensors(arena, batch, config.seq_len),
           model(*backend, arena, config, parameters, precision, batch, false),
           weights(*backend, arena, parameters, precision, false) {
-        const WeightFolder files(folder);
         weights.set([&](const Parameter& p) { return files.read(p.name, extents(p.shape)); });
     }
 
@@ -55,10 +55,18 @@ struct LoadedModel {
         return found;
     }
 
+    // Before memory is taken for what config.json says.
+    WeightFolder fitting_files(const std::string& folder) const {
+        WeightFolder result(folder);
+        for (const Parameter& p : parameters) result.require(p.name, extents(p.shape));
+        return result;
+    }
+
     std::unique_ptr<Backend> backend;
     ModelPrecision precision;
     LlamaConfig config;
     ParameterList parameters;
+    WeightFolder files;
     Arena arena;
     BatchTensors tensors;
     Llama model;

@@ -64,6 +64,20 @@ class HostileTest(CliTest):
         self.expect(1, 'model.safetensors', 'nested deeper',
                     arguments=['eval', '--checkpoint', folder, '--data', 'data/val.bin'])
 
+    def test_sizes_that_the_weights_do_not_have(self):
+        """No memory is taken for 1.8 billion weights that are not in the file."""
+        folder = self.trained()
+        config = json.loads((folder / 'config.json').read_text())
+        config.update(hidden_size=8192, intermediate_size=16384, vocab_size=65536, head_dim=2048)
+        (folder / 'config.json').write_text(json.dumps(config))
+        with subprocess.Popen([TRAIN_GPT, 'eval', '--checkpoint', folder, '--data', 'data/val.bin'], cwd=self.folder,
+                              stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
+            message = process.stderr.read()
+            usage = os.wait4(process.pid, 0)[2]
+            process.returncode = 1
+        self.assertIn('has shape', message)
+        self.assertLess(usage.ru_maxrss, 500_000)  # KiB
+
     def test_name_that_leads_out(self):
         config = json.loads((self.folder / self.config()).read_text())
         del config['run']['dir']
