@@ -48,7 +48,7 @@ def fuzz(target, seconds, program=PROGRAM, folder=BUILD):
         path.mkdir(parents=True, exist_ok=True)
     before = set(crashes.iterdir())
     command = [program, f'-max_total_time={seconds}', f'-artifact_prefix={crashes}/', '-max_len=65536',
-               f'-dict={SOURCES / "json.dict"}', f'-malloc_limit_mb={MEGABYTES}', '-timeout=10', '-rss_limit_mb=2048',
+               f'-dict={SOURCES / "json.dict"}', f'-malloc_limit_mb={MEGABYTES}', '-timeout=20', '-rss_limit_mb=2048',
                '-print_final_stats=1', '-reload=0', found, SOURCES / 'corpus' / target]
     if target == 'metrics':  # the reader warns of every line that it drops
         command.append('-close_fd_mask=2')

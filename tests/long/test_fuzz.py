@@ -1,6 +1,6 @@
 """Coverage-guided fuzzing of every reader (tests/fuzz), a short time each; LMO_FUZZ_SECONDS for longer.
 
-A fuzzer fails by a crash, a sanitizer, an exception that is no lmo::Error, a broken promise, 10 s or 64 MB for one
+A fuzzer fails by a crash, a sanitizer, an exception that is no lmo::Error, a broken promise, 20 s or 64 MB for one
 input. Its finding stays in build/fuzz/crashes, and the message ends with the line that runs it again.
 """
 import os
