@@ -111,9 +111,11 @@ def tensors():
     write('shards', 'bad_twice', '{"weight_map": {"a": "one.safetensors", "a": "two.safetensors"}}')
 
 
-SCHEDULE = {'started': True, 'loss0': 5.5, 'delta0': 2.3, 'delta_star': 0.5, 'smoothed_loss': 4.1, 'switched_at': -1,
-            'peak': 0.0}
-STATE = {'format': 1, 'updates': 8, 'samples': 64, 'train_sequences': 249, 'schedule': SCHEDULE,
+SCHEDULE = {'started': True, 'loss0': 5.5, 'delta0': 2.3, 'delta_star': 0.5, 'smoothed_loss': 4.1, 'previous_loss': 4.0,
+            'switched_at': -1, 'peak': 0.0}
+DATA = {'sampled': False, 'files': [{'path': 'a.bin', 'bytes': 8000, 'xxh3_128': '0' * 32}]}
+STATE = {'format': 1, 'updates': 8, 'samples': 64, 'train_sequences': 249, 'data': {'train': DATA, 'val': DATA},
+         'schedule': SCHEDULE,
          'seeds': {'run': 0, 'data': 1337}, 'compute': 'float32', 'config': CONFIG}
 # XXH3-128 of the files that tests/fuzz/checkpoint.cpp writes, by xxh128sum.
 FILES = {'config.json': {'bytes': 3, 'xxh3_128': '7809095c382d5f77daa13e4f205dc5ba'},
@@ -133,7 +135,8 @@ def checkpoints():
     write('checkpoint', 'bad_deep', '[' * 500)
     for name, changes in {'negative': {'updates': -1}, 'huge': {'updates': 1e300}, 'beyond': {'samples': 2 ** 63},
                           'text': {'train_sequences': '9'}, 'no_schedule': {'schedule': None},
-                          'null_loss': {'schedule': {'loss0': None}}, 'list': {'schedule': [1]},
+                          'null_loss': {'schedule': {'loss0': None}}, 'list': {'schedule': [1]}, 'data': {'data': {'val': 3}},
+                          'data_files': {'data': {'val': {'files': [{'bytes': 1e300}]}}},
                           'half': {'schedule': {'switched_at': 0.5}}}.items():
         write('checkpoint', f'bad_state_{name}', '{}\n@@ state.json\n' + json.dumps(merged(STATE, **changes)))
     write('checkpoint', 'bad_state_config', '{}\n@@ state.json\n{"config": [{"data": 3}]}')
