@@ -55,7 +55,7 @@ def fuzz(target, seconds, program=PROGRAM, folder=BUILD):
     log = folder / f'{target}.log'
     with open(log, 'w') as out:
         process = subprocess.run(list(map(str, command)), cwd=ROOT, stdout=out, stderr=subprocess.STDOUT,
-                                 env={**os.environ, 'FUZZ_TARGET': target}, timeout=seconds + 120)
+                                 env={**os.environ, 'FUZZ_TARGET': target}, timeout=seconds + 600)
     return Result(target, program, process.returncode, log.read_text(errors='replace'),
                   sorted(set(crashes.iterdir()) - before))
 
