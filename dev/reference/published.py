@@ -31,6 +31,7 @@ def integrand(family, c, s):
         "bump": lambda x: 1.0 / (s * s + (x - c) * (x - c)),
         "kink": lambda x: s * math.sqrt(abs(x - c)),
         "root": lambda x: s / math.sqrt(x),
+        "near": lambda x: s / math.sqrt(abs(x - c)) if x != c else 0.0,
         "pole": lambda x: s / (x - c) if x != c else 0.0,
         "step": lambda x: s if x < c else -1.0,
         "comb": lambda x: s * abs(x * c * 7.0 - math.floor(x * c * 7.0) - 0.5),
@@ -39,19 +40,33 @@ def integrand(family, c, s):
     }[family]
 
 
+STATUSES = ("", "maximum number of subdiv", "occurrence of roundoff", "Extremely bad integrand",
+            "algorithm does not converge", "probably divergent")
+
+
+def quadrature_row(family, c, s, b, limit):
+    value, error, details, *rest = quad(integrand(family, c, s), 0.0, b, full_output=1, limit=limit)
+    message = rest[0] if rest else ""
+    status = max(i for i, text in enumerate(STATUSES) if text in message)
+    return [family, c, s, b, limit, value, error, details["neval"], status]
+
+
 def quadrature_rows(random):
     rows = []
-    for family in ("bump", "kink", "root", "pole", "step", "comb", "cubic", "small"):
+    for family in ("bump", "kink", "root", "pole", "step", "comb", "cubic", "small", "near"):
         for k in range(12):
-            c, s = float(random.uniform(0, 5)), float(10 ** random.uniform(-3, 1))
-            b, limit = float(random.uniform(0.1, 8)), [50, 50, 50, 1, 2, 7, 120][k % 7]
-            value, error, details, *rest = quad(integrand(family, c, s), 0.0, b, full_output=1,
-                                                limit=limit)
-            message = rest[0] if rest else ""
-            status = [i for i, text in enumerate(
-                ("", "maximum number of subdiv", "occurrence of roundoff", "Extremely bad integrand",
-                 "algorithm does not converge", "probably divergent")) if text in message]
-            rows.append([family, c, s, b, limit, value, error, details["neval"], status[-1]])
+            rows.append(quadrature_row(family, float(random.uniform(0, 5)),
+                                       float(10 ** random.uniform(-3, 1)),
+                                       float(random.uniform(0.1, 8)), [50, 50, 50, 1, 2, 7, 120][k % 7]))
+    # The failures that are rare: two of each.
+    for status, family in ((2, "comb"), (3, "near"), (4, "bump")):
+        found = 0
+        while found < 2:
+            row = quadrature_row(family, float(random.uniform(0, 5)),
+                                 float(10 ** random.uniform(-6, 6)), float(random.uniform(0.1, 8)), 300)
+            if row[-1] == status:
+                rows.append(row)
+                found += 1
     return rows
 
 

@@ -227,7 +227,7 @@ std::vector<Key> schedule_compat_keys() {
         {"schedule.compat.loss", one_of({"mean", "last_micro_batch"}), is("mean"),
          "published: last_micro_batch, its mean loss divided by the number of micro-batches",
          adaptive},
-        {"schedule.compat.rank_loss", one_of({"mean"}, {"local"}), is("mean"),
+        {"schedule.compat.loss_source", one_of({"mean"}, {"local", "rank0"}), is("mean"),
          "published: local, each rank by its own loss; one rank has no other", adaptive},
         {"schedule.compat.late_decay", boolean(), is(false),
          "published: true, a cosine or linear decay leaves out its first two points", adaptive},

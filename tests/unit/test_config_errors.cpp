@@ -233,8 +233,8 @@ TEST_F(ConfigErrors, WhatThisVersionLacksIsRefused) {
               "--set: model.recompute = \"block\" is not in this version: expected \"none\"");
     EXPECT_EQ(text(R"({"include": "base.json", "schedule": {
                        "warmup": {"type": "adaptive", "target_loss": 3},
-                       "compat": {"rank_loss": "local"}}})"),
-              "x.json: schedule.compat.rank_loss = \"local\" is not in this version: expected "
+                       "compat": {"loss_source": "local"}}})"),
+              "x.json: schedule.compat.loss_source = \"local\" is not in this version: expected "
               "\"mean\"");
     EXPECT_EQ(set("schedule.compat={}"), "no error");
 }
