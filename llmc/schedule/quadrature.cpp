@@ -1,5 +1,5 @@
 // QK21, the epsilon table and QAGS. The order of floating-point operations is part of the result
-// here; this file must not be compiled with contraction or -ffast-math.
+// here; the Makefile forbids to fuse them.
 #include "llmc/schedule/quadrature.h"
 
 #include <algorithm>

@@ -81,6 +81,14 @@ class PublishedTrainingTest(CliTest):
         mean = self.run_published('mean', micro_batch=2, compat={'loss': 'mean', 'lag': False})
         self.assertAlmostEqual(mean[1]['delta'], mean[1]['loss'] - 1.0, places=12)
 
+    def test_schedule_command_says_what_training_does(self):
+        lines = self.run_published('run', compat={'loss': 'mean'})
+        (self.folder / 'losses').write_text(json.dumps([line['loss'] for line in lines]))
+        report = self.run_cli('schedule', '--config', 'config.json', '--loss0', repr(lines[0]['loss']),
+                              '--losses', 'losses', '--json')
+        self.assertEqual(report.status, 0, report.err)
+        self.assertEqual(json.loads(report.out)['lr'], [line['lr'] for line in lines])
+
     def test_numpy_order_is_another_order(self):
         orders = {}
         for order in ('own', 'numpy'):

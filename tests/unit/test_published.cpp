@@ -99,6 +99,18 @@ TEST(PublishedDeltaStar, OfTheOfficialRuns) {
     }
 }
 
+// Losses at which the runs of the ablation of the target (Muon, 124M) switch when they begin
+// at 10.95.
+TEST(PublishedDeltaStar, OfTheAblation) {
+    const double rows[][2] = {{0, 2.75},   {1, 3.52},   {2, 5.61}, {3, 7.01}, {3.2, 5.69},
+                              {3.4, 5.82}, {3.6, 7.19}, {4, 6.07}, {5, 6.85}};
+    for (const auto& [target, loss] : rows) {
+        const double star =
+            published_delta_star(DeltaStarMode::quadpack, 1e-3, 100, 10.95 - target, 46848, 1e-3);
+        EXPECT_NEAR(target + star, loss, 0.0051) << target;
+    }
+}
+
 TEST(PublishedDeltaStar, OnePanelIsEnoughForSignNorms) {
     for (const double kappa : {123568128.0, 208502784.0}) {
         for (const double target : {3.2, 3.5}) {
