@@ -191,8 +191,7 @@ std::vector<Key> schedule_keys() {
          special("\"exact\", \"quadpack\", \"gk21\", \"measured\" or a number > 0", is_gap),
          is("exact"),
          "gap at which the rate peaks; exact: by accurate quadrature; quadpack, gk21: as "
-         "published; "
-         "measured: where the fit of schedule.warmup.fit has it",
+         "published; measured: where the fit of schedule.warmup.fit has it",
          adaptive},
         {"schedule.warmup.fit",
          text(),
