@@ -194,7 +194,7 @@ void Schedule::start(double loss0) {
     }
     state_ = ScheduleState();
     state_.started = true;
-    state_.loss0 = state_.smoothed_loss = loss0;
+    state_.loss0 = state_.smoothed_loss = state_.previous_loss = loss0;
     state_.delta0 = delta0;
     state_.delta_star = delta_star;
 }
