@@ -90,7 +90,7 @@ class EpsilonTable {
     void shift(int count, int fresh) {
         if (size == kMost) size = 2 * (kMost / 2) - 1;
         for (int i = 0, at = count % 2 == 0 ? 1 : 0; i <= fresh; ++i, at += 2) {
-            table_[static_cast<size_t>(at)] = table_[static_cast<size_t>(at + 2)];
+            table_[static_cast<size_t>(at)] = table_[static_cast<size_t>(at) + 2];
         }
         if (count == size) return;
         std::copy_n(table_.begin() + (count - size), size, table_.begin());

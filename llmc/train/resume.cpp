@@ -46,7 +46,10 @@ void require_same_config(const Config& config, const std::string& checkpoint) {
         throw Error(checkpoint + "/state.json is of format " + value_text(format) +
                     ", this program knows 1");
     }
-    const auto conflicts = resume_conflicts(state["config"], config.resolved);
+    // Keys that are newer than the checkpoint get their defaults.
+    const Config saved =
+        config_from_json(state["config"], checkpoint + "/state.json", ConfigUse::train);
+    const auto conflicts = resume_conflicts(saved.resolved, config.resolved);
     if (conflicts.empty()) return;
     std::string text =
         "the configuration differs from the one that " + checkpoint + " was trained with:";
