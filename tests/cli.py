@@ -51,7 +51,8 @@ class CliTest(unittest.TestCase):
 
     def config(self, changes=None, name='config.json', **top):
         config = {
-            'run': {'name': 'test', 'dir': 'run', 'steps': 8, 'threads': 2},
+            # The CPU by name: a CUDA build that finds no GPU says so, and some tests want silence.
+            'run': {'name': 'test', 'dir': 'run', 'steps': 8, 'threads': 2, 'device': 'cpu'},
             'model': dict(TINY_MODEL),
             'data': {'train': ['data/train.bin'], 'val': ['data/val.bin']},
             'batch': {'sequences': 4, 'micro_batch': 2},
