@@ -136,7 +136,7 @@ long-tests: $(BUILD)/faults.so $(if $(CUDA_HEADERS),$(foreach v,race asan,$(addp
 # ---- fuzzers: clang's libFuzzer, over the readers of files -------------------------------------------
 FUZZ_CXX     ?= clang++
 FUZZ_SECONDS ?= 15
-FUZZ_SOURCES := $(wildcard llmc/core/*.cpp llmc/io/*.cpp tests/fuzz/*.cpp) llmc/norm/newton_schulz.cpp \
+FUZZ_SOURCES := $(wildcard llmc/core/*.cpp llmc/io/*.cpp tests/fuzz/*.cpp) llmc/norm/newton_schulz.cpp llmc/optim/config.cpp \
                 $(addprefix llmc/data/,bpe.cpp bpe_files.cpp dataset.cpp split.cpp tokenizer.cpp) \
                 $(addprefix llmc/train/,config.cpp config_optimizer.cpp hf.cpp json_merge.cpp run_state.cpp \
                   schema.cpp schema_resolve.cpp)

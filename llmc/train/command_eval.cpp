@@ -106,7 +106,7 @@ namespace {
 
 std::string tokenizer_of(const GenerateOptions& options) {
     if (!options.tokenizer.empty()) return options.tokenizer;
-    const std::string saved = saved_tokenizer(options.checkpoint);
+    std::string saved = saved_tokenizer(options.checkpoint);
     if (!saved.empty()) return saved;
     throw UsageError(
         options.checkpoint +
