@@ -50,11 +50,9 @@ WeightFolder::WeightFolder(const std::string& folder) : folder_(folder) {
     }
     std::map<std::string, int> opened;
     for (const auto& [tensor, shard] : read_index(index)) {
-        if (opened.find(shard) == opened.end()) {
-            opened[shard] = static_cast<int>(files_.size());
-            files_.emplace_back((base / shard).string());
-        }
-        where_[tensor] = opened[shard];
+        const auto [entry, added] = opened.try_emplace(shard, static_cast<int>(files_.size()));
+        if (added) files_.emplace_back((base / shard).string());
+        where_[tensor] = entry->second;
     }
 }
 

@@ -45,8 +45,9 @@ constexpr int64_t kMaxLayers = 1 << 16;  // the list of parameters is made befor
 // One config.json, with errors that name it.
 class HfConfig {
   public:
-    explicit HfConfig(const std::string& path) : path_(path) {
-        json_ = parse_json<json>(read_file(path, kMaxJsonBytes), path + ": is not valid JSON");
+    explicit HfConfig(const std::string& path)
+        : path_(path),
+          json_(parse_json<json>(read_file(path, kMaxJsonBytes), path + ": is not valid JSON")) {
         if (!json_.is_object()) fail("is not a JSON object");
     }
 
