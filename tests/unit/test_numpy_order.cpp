@@ -14,16 +14,12 @@
 #include "llmc/data/numpy_random.h"
 #include "llmc/data/stream.h"
 #include "llmc/io/files.h"
+#include "tests/unit/published_golden.h"
 
 namespace lmo {
 namespace {
 
 using nlohmann::json;
-
-const json& golden(const char* part) {
-    static const json all = json::parse(read_file("tests/data/published.json"));
-    return all.at(part);
-}
 
 TEST(NumpyRandom, Permutations) {
     for (const json& row : golden("permutations")) {

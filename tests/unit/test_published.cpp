@@ -12,16 +12,12 @@
 #include "llmc/io/files.h"
 #include "llmc/schedule/quadrature.h"
 #include "llmc/schedule/schedule.h"
+#include "tests/unit/published_golden.h"
 
 namespace lmo {
 namespace {
 
 using nlohmann::json;
-
-const json& golden(const char* part) {
-    static const json all = json::parse(read_file("tests/data/published.json"));
-    return all.at(part);
-}
 
 Integrand family(const std::string& name, double c, double s) {
     const std::map<std::string, Integrand> families = {
