@@ -2,6 +2,7 @@
 """Prepares text for training: DIR/train.bin, DIR/val.bin (uint16 tokens) and DIR/meta.json.
 
   prepare_data.py austen                         six novels of Jane Austen, by apt-get, without root
+  prepare_data.py python-docs                    Python's documentation (11 MB), likewise
   prepare_data.py text FILE|FOLDER... --out DIR  your own UTF-8 text
   prepare_data.py fineweb --tokens 1000000000    FineWeb, where network and packages allow
 
@@ -19,7 +20,7 @@ import os
 import signal
 import sys
 
-from corpus import DataError, austen, bpe
+from corpus import DataError, austen, bpe, python_docs
 from corpus.folder import up_to_date, write_corpus
 from corpus.split import block_bytes, pieces
 
@@ -180,6 +181,9 @@ def prepare(arguments):
     if source == "austen":
         documents = [text for _, text in austen.read_books()]
         total = sum(map(len, documents))
+    elif source == "python-docs":
+        documents = python_docs.read_pages()
+        total = sum(map(len, documents))
     elif source == "text":
         documents = read_texts(files)
         total = sum(os.path.getsize(path) for path, _ in files)
@@ -222,8 +226,9 @@ def count(text):
 def parse(argv):
     parser = Parser(prog="prepare_data.py", description=__doc__,
                     formatter_class=argparse.RawDescriptionHelpFormatter)
-    sources = parser.add_subparsers(dest="source", metavar="austen|text|fineweb", required=True)
+    sources = parser.add_subparsers(dest="source", metavar="austen|python-docs|text|fineweb", required=True)
     helps = {"austen": "Jane Austen's novels from Debian's package r-cran-janeaustenr",
+             "python-docs": "Python's documentation from Debian's package python3-doc",
              "text": "UTF-8 text files; a folder means all text files in it",
              "fineweb": "FineWeb from huggingface.co (needs the package datasets)"}
     for name, text in helps.items():

@@ -127,6 +127,11 @@ Schedule::Schedule(const ScheduleConfig& config, double kappa) : config_(config)
     require(adaptive || config.decay.type != LrDecayType::gap,
             "schedule.decay.type \"gap\" follows the loss gap of the adaptive warm-up: set "
             "schedule.warmup.type to \"adaptive\", or choose another decay");
+    if (config.warmup.type == WarmupType::rates) {
+        require(!config.warmup.rates.empty() &&
+                    static_cast<int64_t>(config.warmup.rates.size()) <= config.steps,
+                "schedule.warmup.rates must be a list of at least one rate and at most run.steps");
+    }
     require_compat(config);
     if (!adaptive || config.warmup.delta_star_mode == DeltaStarMode::given) return;
     require(config.warmup.sigma_F > 0.0, "schedule.warmup.sigma_F must be above 0");
@@ -159,6 +164,11 @@ RateStep Schedule::next_onecycle(int64_t step) const {
 RateStep Schedule::next_fixed(int64_t step) const {
     if (config_.compat.onecycle) return next_onecycle(step);
     const WarmupConfig& warmup = config_.warmup;
+    if (warmup.type == WarmupType::rates) {
+        const auto length = static_cast<int64_t>(warmup.rates.size());
+        if (step >= length) return decay(step, length - 1, warmup.rates.back(), {});
+        return {warmup.rates[static_cast<size_t>(step)], Phase::warmup, {}};
+    }
     const int64_t length = warmup.type == WarmupType::none ? 0 : warmup.steps;
     const int64_t last = std::max<int64_t>(length - 1, 0);
     if (step >= length) return decay(step, last, config_.lr, {});

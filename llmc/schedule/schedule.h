@@ -3,7 +3,8 @@
 //
 // Updates count from 0 to steps-1. A warm-up of W updates starts at lr/div and reaches lr at update
 // W-1; a decay starts at lr at its anchor (the last update of the warm-up, the switching update of
-// the adaptive one, or 0) and reaches lr/final_div at the last update.
+// the adaptive one, or 0) and reaches lr/final_div at the last update. The rates of a warm-up may
+// also be given one by one; the last of them is then the peak.
 #pragma once
 
 #include <cstdint>
@@ -13,12 +14,13 @@
 
 namespace lmo {
 
-enum class WarmupType { none, linear, cosine, adaptive };
+enum class WarmupType { none, linear, cosine, adaptive, rates };
 enum class DeltaStarMode { exact, given, quadpack, gk21 };
 struct WarmupConfig {
     WarmupType type = WarmupType::none;
     int64_t steps = 0;  // linear, cosine
     double div = 100.0;
+    std::vector<double> rates = {};  // rates: of the updates 0, 1, ...
     // adaptive:
     double target_loss = 0.0;
     DeltaStarMode delta_star_mode = DeltaStarMode::exact;

@@ -94,6 +94,11 @@ void check_together(const Reader& read, const Provenance& origin) {
         read.integer("schedule.warmup.steps") > read.integer("run.steps")) {
         refuse("schedule.warmup.steps", "at most " + shown("run.steps"));
     }
+    if (read.has("schedule.warmup.rates") && read.has("run.steps") &&
+        static_cast<int64_t>(find_value(read.tree, "schedule.warmup.rates")->size()) >
+            read.integer("run.steps")) {
+        refuse("schedule.warmup.rates", "at most one for each update, " + shown("run.steps"));
+    }
     check_compat(read, refuse);
     if (read.text("schedule.decay.type") == "gap" &&
         read.text("schedule.warmup.type") != "adaptive") {
@@ -162,9 +167,11 @@ void read_schedule(ScheduleConfig& schedule, const Reader& read) {
         named<WarmupType>(read.text("schedule.warmup.type"), {{"none", WarmupType::none},
                                                               {"linear", WarmupType::linear},
                                                               {"cosine", WarmupType::cosine},
-                                                              {"adaptive", WarmupType::adaptive}});
+                                                              {"adaptive", WarmupType::adaptive},
+                                                              {"rates", WarmupType::rates}});
     warmup.steps = read.get("schedule.warmup.steps", warmup.steps);
     warmup.div = read.get("schedule.warmup.div", warmup.div);
+    warmup.rates = read.get("schedule.warmup.rates", warmup.rates);
     if (warmup.type == WarmupType::adaptive) {
         warmup.target_loss = read.number("schedule.warmup.target_loss");
         const Json& delta_star = *find_value(read.tree, "schedule.warmup.delta_star");

@@ -81,6 +81,11 @@ bool is_gap(const Json& value) {
     return value == "exact" || value == "quadpack" || value == "gk21" || value == "measured";
 }
 
+bool is_rate_list(const Json& value) {
+    const auto is_rate = [](const Json& rate) { return rate.is_number() && rate.get<double>() > 0; };
+    return value.is_array() && !value.empty() && std::all_of(value.begin(), value.end(), is_rate);
+}
+
 std::string coefficients_expected() {
     std::string names;
     for (const std::string& name : newton_schulz_set_names()) names += "\"" + name + "\", ";
@@ -180,11 +185,18 @@ std::vector<Key> schedule_keys() {
     const When falling = {"schedule.decay.type", {"cosine", "linear", "wsd", "gap"}};
     const When wsd = {"schedule.decay.type", {"wsd"}};
     return {
-        {"schedule.warmup.type", one_of({"none", "linear", "cosine", "adaptive"}), is("none"),
-         "how the rate rises; adaptive follows the loss and sets its own length"},
+        {"schedule.warmup.type", one_of({"none", "linear", "cosine", "adaptive", "rates"}),
+         is("none"),
+         "how the rate rises; adaptive follows the loss and sets its own length; rates: as listed"},
         {"schedule.warmup.steps", integer(0), required(),
          "updates of the warm-up; 0 only with schedule.compat.onecycle", ramp},
         {"schedule.warmup.div", above(1), is(100.0), "the rate starts at lr / div", any_warmup},
+        {"schedule.warmup.rates",
+         special("a list of numbers > 0", is_rate_list),
+         required(),
+         "rate of each update of the warm-up, such as those of another run; the decay starts from "
+         "the last of them",
+         {"schedule.warmup.type", {"rates"}}},
         {"schedule.warmup.target_loss", at_least(0), required(),
          "loss that the run is hoped to reach; the gap delta is the loss above it", adaptive},
         {"schedule.warmup.delta_star",

@@ -1,27 +1,23 @@
 """Six novels of Jane Austen (public domain) from Debian's package r-cran-janeaustenr.
 
-The package need not be installed, and neither root nor R is needed: apt-get downloads it and
-dpkg-deb unpacks it into a temporary folder. The texts are character vectors in R's lazy-load
+Neither the package nor R need be installed. The texts are character vectors in R's lazy-load
 database: Rdata.rdx is an index (name -> offset and length), Rdata.rdb has the compressed objects,
 both in R's XDR serialisation (R Internals, section 1.8).
 """
 import bz2
 import lzma
 import os
-import shutil
 import struct
-import subprocess
 import tempfile
 import zlib
 
-from . import DataError
+from . import DataError, debian
 
 PACKAGE = "r-cran-janeaustenr"
 FOLDER = "usr/lib/R/site-library/janeaustenr/data"
 BOOKS = ["emma", "mansfieldpark", "northangerabbey", "persuasion", "prideprejudice",
          "sensesensibility"]
-REMEDY = ("; install it (apt-get install r-cran-janeaustenr), or use another text: "
-          "prepare_data.py text FILE... --out DIR")
+REMEDY = debian.remedy(PACKAGE)
 
 
 def read_books():
@@ -30,47 +26,7 @@ def read_books():
     if os.path.isfile(os.path.join(installed, "Rdata.rdx")):
         return read_database(installed)
     with tempfile.TemporaryDirectory(prefix="prepare_data_") as folder:
-        return read_database(os.path.join(download(folder), FOLDER))
-
-
-def download(folder):
-    """Downloads and unpacks the package; returns the folder that has its files."""
-    for tool in ("apt-get", "dpkg-deb"):
-        if shutil.which(tool) is None:
-            raise DataError(f"the Austen texts come from Debian's package {PACKAGE}, but {tool} is "
-                            "not on this machine; use another text: "
-                            "prepare_data.py text FILE... --out DIR")
-    print(f"fetching Debian's package {PACKAGE} (1.6 MB)", flush=True)
-    patience = ["-o", "Acquire::http::Timeout=20", "-o", "Acquire::Retries=1"]
-    result = run(["apt-get", *patience, "download", PACKAGE], folder)
-    if result.returncode != 0:  # perhaps the package lists are missing or old: fetch our own
-        lists, cache = os.path.join(folder, "lists"), os.path.join(folder, "cache")
-        os.makedirs(os.path.join(lists, "partial"))
-        os.makedirs(os.path.join(cache, "archives", "partial"))
-        own = [*patience, "-o", f"Dir::State::lists={lists}", "-o", f"Dir::Cache={cache}"]
-        run(["apt-get", *own, "update"], folder)
-        result = run(["apt-get", *own, "download", PACKAGE], folder)
-    packages = [name for name in os.listdir(folder) if name.endswith(".deb")]
-    if result.returncode != 0 or not packages:
-        raise DataError(f"cannot download Debian's package {PACKAGE}: {last_error(result)}{REMEDY}")
-    unpacked = os.path.join(folder, "unpacked")
-    result = run(["dpkg-deb", "-x", packages[0], unpacked], folder)
-    if result.returncode != 0:
-        raise DataError(f"cannot unpack {packages[0]}: {last_error(result)}")
-    return unpacked
-
-
-def run(command, folder):
-    environment = dict(os.environ, LC_ALL="C")
-    return subprocess.run(command, cwd=folder, env=environment, stdin=subprocess.DEVNULL,
-                          stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-                          errors="replace")
-
-
-def last_error(result):
-    lines = [line.strip() for line in result.stdout.splitlines() if line.strip()]
-    errors = [line for line in lines if line.startswith("E:")]
-    return (errors or lines or [f"exit status {result.returncode}"])[-1]
+        return read_database(os.path.join(debian.download(PACKAGE, "1.6 MB", folder), FOLDER))
 
 
 def read_database(folder):

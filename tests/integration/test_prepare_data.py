@@ -3,6 +3,7 @@ import array
 import base64
 import bz2
 import collections
+import glob
 import json
 import lzma
 import math
@@ -161,7 +162,7 @@ class TextTest(PrepareTest):
         self.write("empty.txt", "")
         out = ("--out", "out")
         self.assert_fails(2, "--out", "text", "a.txt")
-        self.assert_fails(2, "austen|text|fineweb")
+        self.assert_fails(2, "austen|python-docs|text|fineweb")
         self.assert_fails(2, "invalid choice: 'web'", "web")
         self.assert_fails(2, "1.5 is not between 0 and 1", "text", "a.txt", *out,
                           "--val-fraction", "1.5")
@@ -372,6 +373,21 @@ class AustenTest(PrepareTest):
         self.assert_fails(1, "apt-get is not on this machine", "austen", "--out", "other",
                           PATH=self.path("nowhere"))
         self.assertFalse(os.path.exists(self.path("other")))
+
+    @unittest.skipIf(glob.glob("/usr/share/doc/python3.*/html/_sources"), "Python's documentation is installed")
+    def test_python_docs(self):
+        tools = self.path("tools") + os.pathsep + os.environ["PATH"]
+        pages = "$3/usr/share/doc/python3.99/html/_sources"
+        self.tool("apt-cache", "echo python3-doc; echo '  Depends: python3.99-doc'")
+        self.tool("apt-get", 'test "$6" = python3.99-doc && : > it.deb')
+        self.tool("dpkg-deb", f'mkdir -p "{pages}/b" && echo second > "{pages}/b/x.txt" && echo first > "{pages}/a.txt"')
+        self.run_script("python-docs", "--val-fraction", "0.5", PATH=tools)
+        tokens = [bytes(tokens_of(self.read("data/python-docs", name))) for name in ("train.bin", "val.bin")]
+        self.assertEqual(sorted(b"".join(tokens).split()), [b"first", b"second"])
+        self.tool("apt-cache", "echo 'N: Unable to locate package'")
+        self.assert_fails(1, "run apt-get update", "python-docs", "--out", "other", PATH=tools)
+        self.assert_fails(1, "apt-cache is not on this machine", "python-docs", "--out", "other",
+                          PATH=self.path("nowhere"))
 
 
 class FinewebTest(PrepareTest):

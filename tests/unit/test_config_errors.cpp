@@ -176,7 +176,11 @@ TEST_F(ConfigErrors, TypesAndRanges) {
         {"optimizer.qkv=both", "optimizer.qkv = \"both\": expected one of \"fused\", \"split\""},
         {"schedule.warmup.type=exp",
          "schedule.warmup.type = \"exp\": expected one of \"none\", \"linear\", \"cosine\", "
-         "\"adaptive\""},
+         "\"adaptive\", \"rates\""},
+        {R"(schedule.warmup={"type":"rates","rates":[0.1,0]})",
+         "schedule.warmup.rates = [0.1,0]: expected a list of numbers > 0"},
+        {R"(schedule.warmup={"type":"rates","rates":[]})",
+         "schedule.warmup.rates = []: expected a list of numbers > 0"},
         {R"(schedule.warmup={"type":"linear","steps":5,"div":1})",
          "schedule.warmup.div = 1: expected a number > 1"},
         {R"(schedule.warmup={"type":"adaptive","target_loss":3,"loss_ema":1})",
@@ -206,6 +210,10 @@ TEST_F(ConfigErrors, KeysTogether) {
               "--set: batch.micro_batch = 3: expected a divisor of batch.sequences = 8");
     EXPECT_EQ(error_with(R"({"schedule": {"warmup": {"type": "linear", "steps": 101}}})"),
               "x.json: schedule.warmup.steps = 101: expected at most run.steps = 100");
+    EXPECT_EQ(error_with(R"({"run": {"steps": 2}, "schedule": {"warmup":
+                  {"type": "rates", "rates": [1, 2, 3]}}})"),
+              "x.json: schedule.warmup.rates = [1,2,3]: expected at most one for each update, "
+              "run.steps = 2");
     EXPECT_EQ(set("schedule.decay.type=gap"),
               "--set: schedule.decay.type = \"gap\": expected schedule.warmup.type = \"adaptive\" "
               "with it (it follows the gap of that warm-up), not schedule.warmup.type = \"none\"");

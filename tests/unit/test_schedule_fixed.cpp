@@ -6,6 +6,7 @@
 #include <cmath>
 #include <vector>
 
+#include "llmc/core/error.h"
 #include "llmc/schedule/schedule.h"
 
 namespace lmo {
@@ -49,6 +50,36 @@ TEST(ScheduleFixed, CosineWarmupAndDecayMatchTheBaselineVector) {
     }
     EXPECT_EQ(steps[4].rate, 1e-3);
     EXPECT_EQ(steps[19].rate, 1e-3 / 1e6);
+}
+
+// The rates of an adaptive warm-up, listed: the same run without its losses.
+TEST(ScheduleFixed, ListedRatesReplayAnAdaptiveRun) {
+    for (const LrDecayType decay : {LrDecayType::cosine, LrDecayType::linear, LrDecayType::wsd,
+                                    LrDecayType::constant}) {
+        ScheduleConfig config = fixed_config(40, WarmupType::adaptive, 0, decay);
+        config.warmup.target_loss = 3.2;
+        Schedule adaptive(config, 46848);
+        std::vector<RateStep> expected;
+        for (int64_t s = 0; s < config.steps; s++) {
+            expected.push_back(adaptive.next(s, 10.95 - 0.4 * static_cast<double>(s)));
+        }
+        ScheduleConfig replay = fixed_config(40, WarmupType::rates, 0, decay);
+        for (int64_t s = 0; s <= adaptive.state().switched_at; s++) {
+            replay.warmup.rates.push_back(expected[s].rate);
+        }
+        ASSERT_GT(replay.warmup.rates.size(), 5u);
+        const std::vector<RateStep> steps = fixed_run(replay);
+        for (int64_t s = 0; s < config.steps; s++) EXPECT_EQ(steps[s].rate, expected[s].rate) << s;
+    }
+}
+
+TEST(ScheduleFixed, ListedRatesNeedAtLeastOneAndAtMostOneForEachUpdate) {
+    ScheduleConfig config = fixed_config(3, WarmupType::rates, 0, LrDecayType::cosine);
+    EXPECT_THROW(Schedule(config, 1.0), UsageError);
+    config.warmup.rates = {1e-4, 2e-4, 3e-4, 4e-4};
+    EXPECT_THROW(Schedule(config, 1.0), UsageError);
+    config.warmup.rates.pop_back();
+    EXPECT_EQ(fixed_run(config)[2].rate, 3e-4);
 }
 
 TEST(ScheduleFixed, LinearWarmupAndDecay) {
