@@ -28,6 +28,8 @@
 #include "llmc/train/config.h"
 // defines: ConfigOptions, add_device, integer_in, number_in
 #include "llmc/train/options.h"
+// defines: PlanCommand, add_plan, run_plan
+#include "llmc/train/plan_options.h"
 // defines: explain_bus_errors
 #include "llmc/train/signals.h"
 // defines: train
@@ -113,7 +115,8 @@ struct SmoothnessCommand {
 CLI::App* add_smoothness(CLI::App& app, SmoothnessCommand& smoothness) {
     SmoothnessOptions& options = smoothness.options;
     CLI::App* command = app.add_subcommand(
-        "smoothness", "Fit K(delta) = K0 + K1 delta + K_rho delta^rho to the measurements of a run");
+        "smoothness",
+        "Fit K(delta) = K0 + K1 delta + K_rho delta^rho to the measurements of a run");
     command->add_option("--run", options.run, "Run folder, trained with smoothness.every")
         ->required();
     command->add_option("--rho", smoothness.rho, "Exponent above 1, or search")
@@ -219,12 +222,14 @@ int main(int argc, char** argv) {
         "train_gpt: pretrains LLaMA-type language models with norm-constrained optimizers");
     app.require_subcommand(1);
     TrainOptions train_options;
+    PlanCommand plan;
     ScheduleCommand schedule;
     SmoothnessCommand smoothness;
     BenchCommand bench;
     EvalOptions eval;
     GenerateOptions generate;
     CLI::App* train_command = add_train(app, train_options);
+    CLI::App* plan_command = add_plan(app, plan);
     CLI::App* schedule_command = add_schedule(app, schedule);
     CLI::App* smoothness_command = add_smoothness(app, smoothness);
     CLI::App* bench_command = add_bench(app, bench);
@@ -238,6 +243,7 @@ int main(int argc, char** argv) {
     }
     try {
         if (*train_command) return status(run_train(train_options));
+        if (*plan_command) run_plan(plan);
         if (*schedule_command) {
             run_schedule(
                 load_config(schedule.config.file, schedule.config.overrides, ConfigUse::schedule),

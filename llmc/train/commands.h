@@ -18,9 +18,21 @@ struct ScheduleOptions {
 };
 void run_schedule(const Config& config, const ScheduleOptions& options);
 
+// What a configuration will take and do: memory by part as training would take it, the largest
+// micro-batch, work, traffic between ranks, time. Needs no data and no GPU.
+struct PlanOptions {
+    std::string device;  // empty: run.device
+    int64_t ranks = 1;
+    std::optional<double> memory;  // GiB; none: what is free on the device
+    std::optional<double> peak;    // TFLOP/s of a rank; none: measured
+    double mfu = 0.5;              // share of it that training is assumed to reach
+    bool json = false;
+};
+void run_plan(const Config& config, const PlanOptions& options);
+
 // Fits the smoothness model to the measurements in a run's metrics.jsonl.
 struct SmoothnessOptions {
-    std::string run, out;              // run folder; JSON file to write, may be empty
+    std::string run, out;             // run folder; JSON file to write, may be empty
     std::optional<double> rho = 2.0;  // none: searched
     int64_t first_step = 0, last_step = std::numeric_limits<int64_t>::max();
     bool json = false;

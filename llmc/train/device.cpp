@@ -4,9 +4,9 @@
 #include <cstdio>
 
 #include "llmc/core/error.h"
-#include "llmc/device/arena.h"
 #include "llmc/io/console.h"
 #include "llmc/optim/optimizer.h"
+#include "llmc/train/validation.h"
 #include "llmc/train/weights.h"
 
 namespace lmo {
@@ -72,21 +72,34 @@ double least_bytes(const LlamaConfig& c, const ModelPrecision& precision, int64_
     return (weights + activations) * static_cast<double>(size_of(precision.compute));
 }
 
+constexpr double kMostBytes = 0x1p60;  // counts of bytes stay exact
+
 }  // namespace
 
-void require_memory(Backend& backend, const LlamaConfig& config, const ModelPrecision& precision,
-                    int64_t batch, const OptimizerConfig* optimizer) {
-    require_free(backend, least_bytes(config, precision, batch));
+void plan_memory(Backend& backend, Arena& plan, const LlamaConfig& config,
+                 const ModelPrecision& precision, int64_t batch, const OptimizerConfig* optimizer) {
+    const double least = least_bytes(config, precision, batch);
+    if (least > kMostBytes) {
+        throw Error("the model needs at least " + format_bytes(least) +
+                    ", which no machine has; use a smaller model, batch or sequence length");
+    }
     const bool training = optimizer != nullptr;
     const ParameterList parameters = llama_parameters(config);
-    Arena plan;
+    const BatchTensors tensors(plan, batch, config.seq_len);
     const Llama model(backend, plan, config, parameters, precision, batch, training);
     const Weights weights(backend, plan, parameters, precision, training);
     if (training) {
         plan.take("gradients", precision.master, {parameters.buffer_length()});
         const Optimizer counted(backend, plan, *optimizer, parameters, precision.master);
-        plan.workspace();
     }
+    plan.workspace();
+}
+
+void require_memory(Backend& backend, const LlamaConfig& config, const ModelPrecision& precision,
+                    int64_t batch, const OptimizerConfig* optimizer) {
+    require_free(backend, least_bytes(config, precision, batch));
+    Arena plan;
+    plan_memory(backend, plan, config, precision, batch, optimizer);
     require_free(backend, static_cast<double>(plan.total()));
 }
 

@@ -91,6 +91,27 @@ std::string data_line(const Dataset& set) {
     return format_count(static_cast<double>(set.tokens())) + " tokens";
 }
 
+}  // namespace
+
+std::string model_line(const Config& config, const ParameterList& parameters,
+                       const ModelPrecision& precision) {
+    const LlamaConfig& m = config.model;
+    return "LLaMA, " + format_count(static_cast<double>(parameters.count())) +
+           " parameters: " + std::to_string(m.n_layer) + " layers, width " +
+           std::to_string(m.d_model) + ", " + std::to_string(m.n_head) + " heads, " +
+           to_string(precision.compute);
+}
+
+std::string memory_line(const Arena& arena) {
+    std::string text = format_bytes(static_cast<double>(arena.total())) + ":";
+    const char* separator = " ";
+    for (const auto& [part, bytes] : arena.parts()) {
+        text += separator + part + " " + format_bytes(static_cast<double>(bytes));
+        separator = ", ";
+    }
+    return text;
+}
+
 std::string schedule_line(const Config& config) {
     const ordered_json& optimizer = config.resolved["optimizer"];
     const ordered_json& schedule = config.resolved["schedule"];
@@ -104,8 +125,6 @@ std::string schedule_line(const Config& config) {
     }
     return text + ", decay " + schedule["decay"]["type"].get<std::string>();
 }
-
-}  // namespace
 
 void print_run_summary(Console& console, const Config& config, const Backend& backend,
                        const Arena& arena, const ParameterList& parameters,
@@ -121,23 +140,14 @@ void print_run_summary(Console& console, const Config& config, const Backend& ba
     std::snprintf(epochs_text, sizeof epochs_text, "%.2f", epochs);
     console.message("run        " + config.run.name + " in " + config.run.dir);
     console.message("device     " + backend.describe());
-    console.message("model      LLaMA, " + format_count(static_cast<double>(parameters.count())) +
-                    " parameters: " + std::to_string(m.n_layer) + " layers, width " +
-                    std::to_string(m.d_model) + ", " + std::to_string(m.n_head) + " heads, " +
-                    to_string(precision.compute));
+    console.message("model      " + model_line(config, parameters, precision));
     console.message("data       " + data_line(train_set) + " to train on, " +
                     data_line(validation_set) + " to validate");
     console.message("training   " + std::to_string(config.run.steps) + " updates of " +
                     std::to_string(config.batch.sequences) + " x " + std::to_string(m.seq_len) +
                     " tokens: " + format_count(tokens) + " tokens, " + epochs_text + " epochs");
     console.message("optimizer  " + schedule_line(config));
-    std::string memory = "memory     " + format_bytes(static_cast<double>(arena.total())) + ":";
-    const char* separator = " ";
-    for (const auto& [part, bytes] : arena.parts()) {
-        memory += separator + part + " " + format_bytes(static_cast<double>(bytes));
-        separator = ", ";
-    }
-    console.message(memory);
+    console.message("memory     " + memory_line(arena));
 }
 
 }  // namespace lmo

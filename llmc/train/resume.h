@@ -14,6 +14,12 @@ namespace lmo {
 // one.
 std::string find_checkpoint(const Config& config, const std::string& resume);
 
+// Lines of that summary, without their headings.
+std::string model_line(const Config& config, const ParameterList& parameters,
+                       const ModelPrecision& precision);
+std::string schedule_line(const Config& config);
+std::string memory_line(const Arena& arena);
+
 void print_run_summary(Console& console, const Config& config, const Backend& backend,
                        const Arena& arena, const ParameterList& parameters,
                        const ModelPrecision& precision, const Dataset& train_set,

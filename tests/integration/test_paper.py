@@ -57,6 +57,17 @@ class PaperTest(CliTest):
                 if 'baseline' in name:
                     self.assertEqual(values['update'][-1], int(name.split('-')[3][:-1]) * 1000 - 1)
 
+    def test_plans_of_all(self):
+        """The published parameter counts; memory within one of the paper's GPUs."""
+        for path in RUNS:
+            with self.subTest(path.name):
+                said = self.run_cli('plan', '--config', path, '--device', 'cuda', '--peak', '790', '--json')
+                self.assertEqual(said.status, 0, said.err)
+                plan = json.loads(said.out)
+                self.assertEqual(plan['parameters'], 123_587_328 if '124m' in path.name else 208_540_416)
+                self.assertEqual(plan['tokens_per_update'], 512 * (256 if 'bs256' in path.name else 32))
+                self.assertGreater(plan['fits']['largest_micro_batch'], 0)
+
     def test_three_updates_at_a_small_width(self):
         """Of one run of each kind; tests/long/test_paper_runs.py takes all."""
         kinds = re.compile('(muon|lion|nsgd)-(124m-bs32-64k|210m-bs256-8k)-|ablation-.*-target-0')

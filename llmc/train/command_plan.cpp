@@ -1,0 +1,323 @@
+// train_gpt plan: what a configuration will take and do, without training, data or a device.
+#include <algorithm>
+#include <cmath>
+#include <cstdio>
+#include <functional>
+
+#include "llmc/io/console.h"
+#include "llmc/io/files.h"
+#include "llmc/optim/optimizer.h"
+#include "llmc/train/commands.h"
+#include "llmc/train/device.h"
+#include "llmc/train/measure.h"
+#include "llmc/train/resume.h"
+
+namespace lmo {
+
+using nlohmann::ordered_json;
+
+namespace {
+
+// The device that the plan is for. The CUDA backend wants a GPU: without one the CPU's workspace
+// stands in for the GPU's, everything else is the same on both.
+struct Device {
+    std::unique_ptr<Backend> backend;
+    ModelPrecision precision;
+    bool stand_in = false;
+
+    Device(const Config& config, const std::string& name) {
+        try {
+            backend = make_backend(name, config.run.threads);
+        } catch (const Error&) {
+            if (name != "cuda") throw;
+            backend = make_cpu_backend(config.run.threads);
+            stand_in = true;
+        }
+        precision = choose_precision(config, *backend);
+        const bool automatic = config.compute == ComputeChoice::automatic;
+        if (stand_in && automatic) precision = {DType::bf16, config.residual, DType::f32};
+    }
+};
+
+size_t bytes_of(const Config& config, const Device& device, int64_t micro_batch) {
+    Arena plan;
+    plan_memory(*device.backend, plan, config.model, device.precision, micro_batch,
+                &config.optimizer);
+    return plan.total();
+}
+
+// The largest number up to `most` for which `fits` holds; it holds up to some number. 0: for none.
+int64_t largest(int64_t most, const std::function<bool(int64_t)>& fits) {
+    int64_t good = 0, bad = most + 1;
+    while (bad - good > 1) {
+        const int64_t middle = good + (bad - good) / 2;
+        (fits(middle) ? good : bad) = middle;
+    }
+    return good;
+}
+
+// Of the whole run's micro-batches: the largest that fits, and the largest that divides the batch
+// too.
+ordered_json micro_batches(const Config& config, const Device& device, double bytes,
+                           int64_t sequences) {
+    const auto fits = [&](int64_t micro_batch) {
+        return static_cast<double>(bytes_of(config, device, micro_batch)) <= bytes;
+    };
+    int64_t even = largest(sequences, fits);
+    while (even > 0 && sequences % even != 0) --even;
+    constexpr int64_t kMost = 1 << 20;
+    return {
+        {"memory", bytes}, {"largest_micro_batch", largest(kMost, fits)}, {"of_this_batch", even}};
+}
+
+int64_t sequences_per_rank(const Config& config, int64_t ranks) {
+    const int64_t sequences = config.batch.sequences;
+    if (sequences % ranks != 0) {
+        throw UsageError("--ranks " + std::to_string(ranks) + ": batch.sequences = " +
+                         std::to_string(sequences) + " cannot be cut into equal parts for them");
+    }
+    return sequences / ranks;
+}
+
+int64_t micro_batch_per_rank(const Config& config, int64_t ranks) {
+    const int64_t sequences = sequences_per_rank(config, ranks);
+    const int64_t given = config.batch.micro_batch;
+    if (given == config.batch.sequences) return sequences;  // its default
+    if (sequences % given == 0) return given;
+    throw UsageError("--ranks " + std::to_string(ranks) +
+                     ": batch.micro_batch = " + std::to_string(given) + " does not divide the " +
+                     std::to_string(sequences) + " sequences of a rank");
+}
+
+ordered_json by_state(const Config& config, const Device& device, const ParameterList& parameters) {
+    Arena plan;
+    const Optimizer optimizer(*device.backend, plan, config.optimizer, parameters,
+                              device.precision.master);
+    ordered_json states = ordered_json::object();
+    for (const StateTensor& state : optimizer.states()) {
+        const std::string kind = state.name.substr(state.name.rfind('.') + 1);
+        states[kind] = states.value(kind, size_t{0}) + state.tensor.bytes();
+    }
+    return states;
+}
+
+// Of a ring: every rank sends and receives all gradients twice, but for its own part.
+double bytes_sent(const Config& config, const Device& device, int64_t ranks) {
+    const ParameterList parameters = llama_parameters(config.model);
+    const double bytes = static_cast<double>(parameters.buffer_length()) *
+                         static_cast<double>(size_of(device.precision.master));
+    return 2.0 * bytes * static_cast<double>(ranks - 1) / static_cast<double>(ranks);
+}
+
+// Epochs of a run, where its data can be read: a plan needs none.
+ordered_json epochs(const Config& config) {
+    if (config.data.train.empty()) return nullptr;
+    try {
+        const Dataset set(config.data.train, config.data.format, config.model.seq_len,
+                          config.model.vocab_size);
+        return static_cast<double>(config.run.steps) * static_cast<double>(config.batch.sequences) /
+               static_cast<double>(set.sequences());
+    } catch (const Error&) {
+        return nullptr;
+    }
+}
+
+ordered_json time_of(const PlanOptions& options, const Config& config, const Device& device,
+                     double flops_per_update, int64_t ranks) {
+    double peak = options.peak.value_or(0.0) * 1e12;
+    if (!options.peak && !device.stand_in) {
+        peak = measure_peak_flops(*device.backend, device.precision.compute);
+    }
+    if (peak == 0.0) return nullptr;
+    const double seconds = flops_per_update / (peak * options.mfu * static_cast<double>(ranks));
+    return {{"peak_flops", peak},
+            {"measured", !options.peak},
+            {"mfu", options.mfu},
+            {"seconds_per_update", seconds},
+            {"seconds", seconds * static_cast<double>(config.run.steps)}};
+}
+
+std::string text_of(const ordered_json& value) {
+    return value.is_string() ? value.get<std::string>() : value.dump();
+}
+
+// One parameter group: "role matrix: momentum nesterov, norm spectral, radius 0.2*sqrt(max(m,n))".
+std::string group_in_words(const ordered_json& group) {
+    std::string text;
+    for (const auto& [key, value] : group["match"].items()) {
+        if (!value.is_null()) text += (text.empty() ? "" : ", ") + key + " " + text_of(value);
+    }
+    const char* separator = ": ";
+    for (const char* stage : {"momentum", "norm"}) {
+        text += separator + std::string(stage) + " " + text_of(group[stage]["type"]);
+        separator = ", ";
+    }
+    for (const char* stage : {"radius", "lr_scale"}) {
+        if (group.contains(stage) && group[stage] != 1.0) {
+            text += separator + std::string(stage) + " " + text_of(group[stage]);
+        }
+    }
+    return text;
+}
+
+std::string warmup_in_words(const ScheduleConfig& schedule) {
+    char text[256];
+    const WarmupConfig& warmup = schedule.warmup;
+    switch (warmup.type) {
+        case WarmupType::none:
+            return "no warm-up";
+        case WarmupType::rates:
+            return "warm-up of " + std::to_string(warmup.rates.size()) + " listed rates";
+        case WarmupType::adaptive:
+            std::snprintf(
+                text, sizeof text,
+                "adaptive warm-up from lr/%g, by the loss above %g, at most %g %% of the run",
+                warmup.div, warmup.target_loss, 100 * warmup.max_fraction);
+            return text;
+        case WarmupType::linear:
+        case WarmupType::cosine:
+            break;
+    }
+    std::snprintf(text, sizeof text, "%s warm-up from lr/%g in %lld updates",
+                  warmup.type == WarmupType::cosine ? "half-cosine" : "linear", warmup.div,
+                  static_cast<long long>(warmup.steps));
+    return text;
+}
+
+ordered_json make_plan(const Config& config, const PlanOptions& options, const Device& device,
+                       const Arena& memory, int64_t micro_batch) {
+    const ParameterList parameters = llama_parameters(config.model);
+    const int64_t ranks = options.ranks;
+    const int64_t tokens = config.batch.sequences * config.model.seq_len;
+    const double flops = flops_per_token(config.model),
+                 update = flops * static_cast<double>(tokens);
+    const double free = options.memory ? *options.memory * 0x1p30 : device.backend->free_bytes();
+    ordered_json parts = ordered_json::object();
+    for (const auto& [part, bytes] : memory.parts()) parts[part] = bytes;
+    ordered_json plan = {
+        {"parameters", parameters.count()},
+        {"compute", to_string(device.precision.compute)},
+        {"ranks", ranks},
+        {"micro_batch", micro_batch},
+        {"micro_batches", sequences_per_rank(config, ranks) / micro_batch},
+        {"memory", {{"total", memory.total()}, {"parts", parts}}},
+        {"optimizer_state", by_state(config, device, parameters)},
+        {"fits", micro_batches(config, device, free, sequences_per_rank(config, ranks))},
+        {"tokens_per_update", tokens},
+        {"flops_per_token", flops},
+        {"flops_per_update", update},
+        {"bytes_sent_per_update", bytes_sent(config, device, ranks)},
+    };
+    if (config.run.steps > 0) {
+        const double steps = static_cast<double>(config.run.steps);
+        plan.update({{"updates", config.run.steps},
+                     {"tokens", steps * static_cast<double>(tokens)},
+                     {"flops", steps * update},
+                     {"epochs", epochs(config)}});
+    }
+    plan["time"] = time_of(options, config, device, update, ranks);
+    return plan;
+}
+
+void print_run(const ordered_json& plan, const Config& config) {
+    std::printf("batch      %lld sequences of %lld tokens an update: %lld micro-batch%s of %lld",
+                static_cast<long long>(config.batch.sequences),
+                static_cast<long long>(config.model.seq_len),
+                plan["micro_batches"].get<long long>(), plan["micro_batches"] == 1 ? "" : "es",
+                plan["micro_batch"].get<long long>());
+    const long long ranks = plan["ranks"].get<long long>();
+    if (ranks > 1) std::printf(" on each of %lld ranks", ranks);
+    if (plan.contains("tokens")) {
+        std::printf("\nrun        %lld updates: %s tokens", plan["updates"].get<long long>(),
+                    format_count(plan["tokens"]).c_str());
+        if (plan["epochs"].is_null()) {
+            std::printf(", epochs unknown (data.train is not here)");
+        } else {
+            std::printf(", %.2f epochs", plan["epochs"].get<double>());
+        }
+    }
+    std::printf("\n");
+}
+
+void print_cost(const ordered_json& plan) {
+    std::printf("work       %s FLOPs a token, %s an update",
+                format_count(plan["flops_per_token"]).c_str(),
+                format_count(plan["flops_per_update"]).c_str());
+    if (plan.contains("flops")) std::printf(", %.3g in the run", plan["flops"].get<double>());
+    std::printf("\n");
+    if (plan["ranks"] > 1) {
+        std::printf(
+            "traffic    %s sent by each rank in an update: gradients, summed in a ring "
+            "(estimate)\n",
+            format_bytes(plan["bytes_sent_per_update"]).c_str());
+    }
+    const ordered_json& time = plan["time"];
+    if (time.is_null()) {
+        std::printf("time       unknown: no such device here; give its peak, --peak TFLOPS\n");
+        return;
+    }
+    const double seconds = time["seconds_per_update"];
+    if (seconds < 10) {
+        std::printf("time       %.3g ms an update", 1e3 * seconds);
+    } else {
+        std::printf("time       %s an update", format_duration(seconds).c_str());
+    }
+    if (plan.contains("tokens"))
+        std::printf(", %s in all", format_duration(time["seconds"]).c_str());
+    std::printf(" (estimate: %g %% of %s FLOP/s %s)\n", 100 * time["mfu"].get<double>(),
+                format_count(time["peak_flops"]).c_str(),
+                time["measured"].get<bool>() ? "measured here" : "given");
+}
+
+void print_memory(const ordered_json& plan, const Device& device) {
+    std::printf("memory     %s%s%s\n", format_bytes(plan["memory"]["total"]).c_str(),
+                plan["ranks"] > 1 ? " on each rank" : "",
+                device.stand_in ? " (no GPU here: the workspace is that of the CPU)" : "");
+    for (const auto& [part, bytes] : plan["memory"]["parts"].items()) {
+        std::printf("  %-24s%s\n", part.c_str(), format_bytes(bytes).c_str());
+        if (part != "optimizer state") continue;
+        for (const auto& [state, size] : plan["optimizer_state"].items()) {
+            std::printf("    %-22s%s\n", state.c_str(), format_bytes(size).c_str());
+        }
+    }
+    const ordered_json& fits = plan["fits"];
+    std::printf("fits       %s: a micro-batch of up to %lld; for this batch %lld\n",
+                format_bytes(fits["memory"]).c_str(), fits["largest_micro_batch"].get<long long>(),
+                fits["of_this_batch"].get<long long>());
+}
+
+void print_plan(const ordered_json& plan, const Config& config, const Device& device) {
+    const ParameterList parameters = llama_parameters(config.model);
+    std::printf("device     %s\n", device.stand_in ? "cuda" : device.backend->describe().c_str());
+    std::printf("model      %s\n", model_line(config, parameters, device.precision).c_str());
+    print_run(plan, config);
+    std::printf("optimizer  %s\n", schedule_line(config).c_str());
+    for (const ordered_json& group : config.resolved["optimizer"]["groups"]) {
+        std::printf("  %s\n", group_in_words(group).c_str());
+    }
+    std::printf("schedule   %s\n", warmup_in_words(config.schedule).c_str());
+    print_memory(plan, device);
+    print_cost(plan);
+    flush_output();
+}
+
+}  // namespace
+
+void run_plan(const Config& config, const PlanOptions& options) {
+    if (config.batch.sequences < 1) {
+        throw UsageError(
+            "batch.sequences is missing: a plan is about a batch; give it in the file, or "
+            "by --set batch.sequences=N");
+    }
+    const Device device(config, options.device.empty() ? config.run.device : options.device);
+    const int64_t micro_batch = micro_batch_per_rank(config, options.ranks);
+    Arena memory;
+    plan_memory(*device.backend, memory, config.model, device.precision, micro_batch,
+                &config.optimizer);
+    const ordered_json plan = make_plan(config, options, device, memory, micro_batch);
+    if (!options.json) return print_plan(plan, config, device);
+    std::printf("%s\n", plan.dump().c_str());
+    flush_output();
+}
+
+}  // namespace lmo

@@ -1,0 +1,85 @@
+"""train_gpt plan: what it says against what training takes and against hand counts."""
+import json
+
+from cli import TINY_MODEL, CliTest
+
+
+class PlanTest(CliTest):
+    def plan(self, *arguments, status=0):
+        result = self.run_cli('plan', '--config', 'config.json', '--json', *arguments)
+        self.assertEqual(result.status, status, result.out + result.err)
+        return json.loads(result.out) if status == 0 else result.err
+
+    def test_memory_is_what_training_takes(self):
+        for preset, compute, micro_batch in (('adamw', 'fp32', 2), ('muon', 'bf16', 4), ('lion', 'fp64', 1)):
+            self.config(run={'steps': 1}, optimizer={'preset': preset, 'lr': 1e-3}, batch={
+                'micro_batch': micro_batch}, precision={'compute': compute})
+            plan = self.plan()
+            self.train('--set', f'run.dir="{preset}"')
+            self.assertEqual(plan['memory']['total'], self.metrics(preset, 'summary')[0]['memory_bytes'], preset)
+            self.assertEqual(sum(plan['memory']['parts'].values()), plan['memory']['total'])
+            self.assertEqual((plan['micro_batch'], plan['micro_batches']), (micro_batch, 4 // micro_batch))
+
+    def test_counts_by_hand(self):
+        self.config(model={'n_kv_head': 4}, run={'steps': 5})
+        plan = self.plan('--peak', '2', '--mfu', '0.25')
+        width, hidden, vocabulary, length = (TINY_MODEL[key] for key in ('d_model', 'd_ff', 'vocab_size', 'seq_len'))
+        matrices = 2 * (4 * width * width + 3 * width * hidden)
+        self.assertEqual(plan['parameters'], matrices + vocabulary * width + 5 * width)
+        self.assertEqual(plan['optimizer_state'], {'first': 4 * plan['parameters'], 'second': 4 * plan['parameters']})
+        flops = 6 * (matrices + vocabulary * width) + 12 * 2 * width * length
+        self.assertEqual(plan['flops_per_token'], flops)
+        self.assertEqual(plan['tokens_per_update'], 4 * length)
+        self.assertEqual(plan['tokens'], 5 * 4 * length)
+        self.assertAlmostEqual(plan['epochs'], 5 * 4 / ((4000 - 1) // length), places=3)
+        self.assertAlmostEqual(plan['time']['seconds'], 5 * 4 * length * flops / (0.25 * 2e12))
+        self.assertFalse(plan['time']['measured'])
+        self.assertTrue(self.plan()['time']['measured'])
+
+    def test_the_largest_micro_batch_fits_and_the_next_does_not(self):
+        self.config(batch={'sequences': 12, 'micro_batch': 12})
+        total = self.plan()['memory']['total']
+        budget = total * 0.7
+        fits = self.plan('--memory', budget / 2**30)['fits']
+        most = fits['largest_micro_batch']
+        self.assertIn(most, range(2, 12))
+        self.assertEqual(fits['of_this_batch'], max(part for part in (1, 2, 3, 4, 6, 12) if part <= most))
+        for micro_batch, holds in ((most, True), (most + 1, False)):
+            size = self.plan('--set', f'batch={{"sequences": {micro_batch}}}')['memory']['total']
+            self.assertEqual(size <= budget, holds)
+        self.assertEqual(self.plan('--memory', '1e-5')['fits']['largest_micro_batch'], 0)
+
+    def test_ranks(self):
+        self.config(batch={'sequences': 8, 'micro_batch': None})
+        one, four = self.plan(), self.plan('--ranks', '4')
+        self.assertEqual([plan['micro_batch'] for plan in (one, four)], [8, 2])
+        self.assertEqual(one['bytes_sent_per_update'], 0)
+        gradients = four['memory']['parts']['gradients']
+        self.assertEqual(four['bytes_sent_per_update'], 2 * gradients * 3 / 4)
+        self.assertIn('cannot be cut into equal parts', self.plan('--ranks', '3', status=2))
+        self.assertIn('does not divide the 2 sequences', self.plan('--ranks', '4', '--set', 'batch.micro_batch=4',
+                                                                   status=2))
+
+    def test_needs_no_data_and_no_gpu(self):
+        self.config(data=None, batch={'sequences': 4, 'micro_batch': None})
+        config = json.loads((self.folder / 'config.json').read_text())
+        del config['data'], config['run']['steps'], config['precision']
+        (self.folder / 'config.json').write_text(json.dumps(config))
+        plan = self.plan('--device', 'cuda', '--peak', '790')
+        self.assertEqual(plan['compute'], 'bf16')
+        self.assertNotIn('tokens', plan)
+        said = self.run_cli('plan', '--config', 'config.json').out
+        for heading in ('device', 'model', 'batch', 'optimizer', 'schedule', 'memory', 'fits', 'work', 'time'):
+            self.assertIn(f'\n{heading} ', '\n' + said)
+
+    def test_errors(self):
+        self.config(batch=None)
+        config = json.loads((self.folder / 'config.json').read_text())
+        del config['batch']
+        (self.folder / 'config.json').write_text(json.dumps(config))
+        self.assertIn('batch.sequences is missing', self.plan(status=2))
+        self.config(model={'d_model': 1 << 20, 'd_ff': 1 << 20, 'n_layer': 1 << 20})
+        self.assertIn('which no machine has', self.plan(status=1))
+        self.config()
+        self.assertIn('--mfu', self.plan('--mfu', '2', status=2))
+        self.assertIn('unknown', self.plan('--device', 'tpu', status=2))
