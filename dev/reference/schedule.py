@@ -47,20 +47,52 @@ def trapezoid(f, a, b, points=20001):
     return np.trapz(f(x), x)
 
 
-def exact_delta_star(lr, div, delta0, kappa, integrate=gauss_legendre):
+def objective_values(lr, div, delta0, kappa, integrate=gauss_legendre):
+    """The candidates and their objectives, in units of lr^2."""
     reach = 12.0 / np.sqrt(SIGMA_F * kappa)
-    best, best_objective = None, np.inf
-    for candidate in np.linspace(0.01, delta0 - 0.01, CANDIDATES):
+    candidates, values = np.linspace(0.01, delta0 - 0.01, CANDIDATES), []
+    for candidate in candidates:
         K = coefficients(lr, div, delta0, candidate)
         low, high = max(0.0, candidate - reach), min(delta0, candidate + reach)
         sides = [(low, candidate, True), (candidate, high, False)]
-        objective = sum(
+        values.append(sum(
             integrate(lambda x, below=below: squared_distance(x, lr, div, delta0, candidate, K,
                                                               kappa, below), a, b)
-            for a, b, below in sides) / delta0
-        if objective < best_objective:
-            best, best_objective = candidate, objective
-    return best
+            for a, b, below in sides) / delta0 / lr**2)
+    return candidates, np.array(values)
+
+
+def exact_delta_star(lr, div, delta0, kappa, integrate=gauss_legendre):
+    candidates, values = objective_values(lr, div, delta0, kappa, integrate)
+    return candidates[np.argmin(values)]
+
+
+def minima(values):
+    """Places of the local minima, ends included."""
+    padded = np.concatenate([[np.inf], values, [np.inf]])
+    return np.flatnonzero((padded[1:-1] < padded[:-2]) & (padded[1:-1] <= padded[2:]))
+
+
+def unweighted_part(div):
+    """The minimiser of the objective without its weight, delta0 = lr = 1: by ever finer scans, on
+    panels that shrink towards the peak."""
+    panels = np.concatenate([[0.0], np.geomspace(1e-7, 1.0, 60)])
+    nodes, weights = np.polynomial.legendre.leggauss(48)
+
+    def objective(star):
+        K, total = coefficients(1.0, div, 1.0, star), 0.0
+        for edges, below in [((star - star * panels)[::-1], True), (star + (1.0 - star) * panels, False)]:
+            half = np.diff(edges)[:, None] / 2.0
+            x = edges[:-1, None] + half * (1.0 + nodes)
+            total += np.sum(half * weights * squared_distance(x, 1.0, div, 1.0, star, K, 0.0, below))
+        return total
+
+    low, high = 1e-3, 0.9
+    for _ in range(12):
+        stars = np.linspace(low, high, 41)
+        best = int(np.argmin([objective(star) for star in stars]))
+        low, high = stars[max(best - 1, 0)], stars[min(best + 1, 40)]
+    return (low + high) / 2.0
 
 
 def fixed_schedule(lr, div, final_div, steps, warmup):
@@ -102,6 +134,15 @@ def main():
         K = coefficients(lr, div, delta0, star)
         print(f"{name:12s} {lr:5g} {div:5g} {loss0:6g} {target:7g} {kappa:10d} {star:12.8f}  "
               + ", ".join(f"{k:.8g}" for k in K))
+
+    print("minima of the objective, div 50, gap 7.4: delta_star: J")
+    for kappa in (15872, 22016, 46848):
+        candidates, values = objective_values(1.0, 50, 10.4 - 3.0, kappa)
+        print(f"  kappa {kappa}:",
+              ", ".join(f"{candidates[i]:.8f}: {values[i]:.8e}" for i in minima(values)))
+    print("unweighted, delta_star / delta0:",
+          ", ".join(f"div {div:g}: {unweighted_part(div):.8f}"
+                    for div in (1.5, 2, 5, 50, 100, 1000, 1e4)))
 
     losses = [10.85, 10.88, 10.91, 10.94, 10.95, 10.97, 10.98, 11.00, 11.03, 11.06, 11.09]
     stars = [exact_delta_star(1e-3, 100, loss - 3.2, MUON) for loss in losses]

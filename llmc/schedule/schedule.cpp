@@ -134,11 +134,18 @@ Schedule::Schedule(const ScheduleConfig& config, double kappa) : config_(config)
     }
     require_compat(config);
     if (!adaptive || config.warmup.delta_star_mode == DeltaStarMode::given) return;
+    if (config.warmup.delta_star_mode == DeltaStarMode::unweighted) {
+        require(config.warmup.div >= kSmallestUnweightedDiv &&
+                    config.warmup.div <= kLargestUnweightedDiv,
+                "schedule.warmup.delta_star \"unweighted\" needs schedule.warmup.div between 1.5 "
+                "and 1e4: change it, or give delta_star a number");
+        return;
+    }
     require(config.warmup.sigma_F > 0.0, "schedule.warmup.sigma_F must be above 0");
     require(
         kappa > 0.0,
-        "schedule.warmup.delta_star needs kappa above 0 unless it is a number, but no group of the "
-        "optimizer has a norm: choose a norm-constrained optimizer or give delta_star a number");
+        "this schedule.warmup.delta_star needs kappa above 0, but no group of the optimizer has a "
+        "norm: choose a norm-constrained optimizer, or give delta_star a number or \"unweighted\"");
 }
 
 RateStep Schedule::next(int64_t step, double loss) {
@@ -192,6 +199,8 @@ void Schedule::start(double loss0) {
     double delta_star = warmup.delta_star;
     if (warmup.delta_star_mode == DeltaStarMode::exact) {
         delta_star = exact_delta_star(delta0, warmup.div, kappa_, warmup.sigma_F);
+    } else if (warmup.delta_star_mode == DeltaStarMode::unweighted) {
+        delta_star = unweighted_delta_star(delta0, warmup.div);
     } else if (warmup.delta_star_mode != DeltaStarMode::given) {
         delta_star = published_delta_star(warmup.delta_star_mode, config_.lr, warmup.div, delta0,
                                           kappa_, warmup.sigma_F);

@@ -15,7 +15,7 @@
 namespace lmo {
 
 enum class WarmupType { none, linear, cosine, adaptive, rates };
-enum class DeltaStarMode { exact, given, quadpack, gk21 };
+enum class DeltaStarMode { exact, given, quadpack, gk21, unweighted };
 struct WarmupConfig {
     WarmupType type = WarmupType::none;
     int64_t steps = 0;  // linear, cosine
@@ -71,11 +71,18 @@ double warmup_rate(double delta, double lr, double div, double delta0, double de
 
 // The gap at the peak: the first strict minimiser over 500 candidates in [0.01, delta0 - 0.01] of
 // the weighted squared distance of eta to a linear-and-cosine target, by accurate quadrature
-// (dev/docs/schedules.md). Throws Error when delta0 <= 0.02.
+// (dev/docs/objective.md). Throws Error when delta0 <= 0.02.
 double exact_delta_star(double delta0, double div, double kappa, double sigma_F);
 
-// The same choice by the published code's quadrature: mode quadpack is QAGS as scipy.integrate.quad
-// runs it, gk21 a single 21-point panel. Depends on lr, and erratically on delta0.
+// The minimiser of the same distance without its weight: delta0 times a number that depends on div
+// alone, and so has no jump. div from kSmallestUnweightedDiv to kLargestUnweightedDiv.
+double unweighted_delta_star(double delta0, double div);
+constexpr double kSmallestUnweightedDiv = 1.5;  // below, the distance is smallest at delta_star 0
+constexpr double kLargestUnweightedDiv = 1e4;   // above, the peak is too narrow for the quadrature
+
+// The choice of "exact" by the published code's quadrature: mode quadpack is QAGS as
+// scipy.integrate.quad runs it, gk21 a single 21-point panel. Depends on lr, and erratically on
+// delta0.
 double published_delta_star(DeltaStarMode mode, double lr, double div, double delta0, double kappa,
                             double sigma_F);
 
@@ -102,8 +109,8 @@ struct ScheduleState {
 
 class Schedule {
   public:
-    // kappa: dual over primal norm of the optimizer's matrices, for delta_star "exact" only. Throws
-    // UsageError when the configuration makes no schedule.
+    // kappa: dual over primal norm of the optimizer's matrices, for delta_star "exact" (and as
+    // published) only. Throws UsageError when the configuration makes no schedule.
     Schedule(const ScheduleConfig& config, double kappa);
 
     // The rate of update `step`, from the global mean loss at the weights before it. Called once

@@ -181,6 +181,7 @@ void read_schedule(ScheduleConfig& schedule, const Reader& read) {
         } else {
             warmup.delta_star_mode =
                 named<DeltaStarMode>(delta_star, {{"exact", DeltaStarMode::exact},
+                                                  {"unweighted", DeltaStarMode::unweighted},
                                                   {"quadpack", DeltaStarMode::quadpack},
                                                   {"gk21", DeltaStarMode::gk21}});
         }

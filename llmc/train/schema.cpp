@@ -78,7 +78,10 @@ bool is_group_list(const Json& value) {
 
 bool is_gap(const Json& value) {
     if (value.is_number()) return value.get<double>() > 0;
-    return value == "exact" || value == "quadpack" || value == "gk21" || value == "measured";
+    for (const char* name : {"exact", "unweighted", "quadpack", "gk21", "measured"}) {
+        if (value == name) return true;
+    }
+    return false;
 }
 
 bool is_rate_list(const Json& value) {
@@ -200,10 +203,12 @@ std::vector<Key> schedule_keys() {
         {"schedule.warmup.target_loss", at_least(0), required(),
          "loss that the run is hoped to reach; the gap delta is the loss above it", adaptive},
         {"schedule.warmup.delta_star",
-         special("\"exact\", \"quadpack\", \"gk21\", \"measured\" or a number > 0", is_gap),
+         special("\"exact\", \"unweighted\", \"quadpack\", \"gk21\", \"measured\" or a number > 0",
+                 is_gap),
          is("exact"),
-         "gap at which the rate peaks; exact: by accurate quadrature; quadpack, gk21: as "
-         "published; measured: where the fit of schedule.warmup.fit has it",
+         "gap at which the rate peaks; exact: by accurate quadrature; unweighted: a part of the "
+         "first gap that depends on div alone; quadpack, gk21: as published; measured: where "
+         "the fit of schedule.warmup.fit has it",
          adaptive},
         {"schedule.warmup.fit",
          text(),

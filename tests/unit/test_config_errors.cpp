@@ -188,8 +188,8 @@ TEST_F(ConfigErrors, TypesAndRanges) {
         {R"(schedule.warmup={"type":"adaptive","target_loss":3,"max_fraction":0})",
          "schedule.warmup.max_fraction = 0: expected a number > 0 and <= 1"},
         {R"(schedule.warmup={"type":"adaptive","target_loss":3,"delta_star":0})",
-         "schedule.warmup.delta_star = 0: expected \"exact\", \"quadpack\", \"gk21\", \"measured\" "
-         "or a number > 0"},
+         "schedule.warmup.delta_star = 0: expected \"exact\", \"unweighted\", \"quadpack\", "
+         "\"gk21\", \"measured\" or a number > 0"},
         {R"(schedule.decay={"type":"wsd","fraction":1.5})",
          "schedule.decay.fraction = 1.5: expected a number > 0 and <= 1"},
         {"eval.batches=0", "eval.batches = 0: expected an integer >= 1"},

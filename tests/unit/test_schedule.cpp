@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <cmath>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "llmc/core/error.h"
@@ -102,10 +103,16 @@ TEST(ScheduleAdaptive, ShapeDoesNotDependOnLr) {
 }
 
 TEST(ScheduleAdaptive, ResumeIsBitwise) {
-    for (const LrDecayType type : {LrDecayType::cosine, LrDecayType::wsd, LrDecayType::gap}) {
+    const std::pair<LrDecayType, DeltaStarMode> cases[] = {
+        {LrDecayType::cosine, DeltaStarMode::exact},
+        {LrDecayType::cosine, DeltaStarMode::unweighted},
+        {LrDecayType::wsd, DeltaStarMode::exact},
+        {LrDecayType::gap, DeltaStarMode::exact},
+    };
+    for (const auto& [type, mode] : cases) {
         ScheduleConfig config = adaptive_config();
         config.decay.type = type;
-        config.warmup.delta_star_mode = DeltaStarMode::exact;
+        config.warmup.delta_star_mode = mode;
         config.warmup.loss_ema = 0.9;
         Schedule whole(config, kMuon124M);
         std::vector<double> rates;
@@ -279,6 +286,14 @@ TEST(ScheduleErrors, ConfigurationsThatMakeNoSchedule) {
     EXPECT_TRUE(contains(error_of([&] { Schedule(config, 0.0); }), "kappa"));
     config.warmup.delta_star_mode = DeltaStarMode::given;
     EXPECT_NO_THROW(Schedule(config, 0.0));
+    config.warmup.delta_star_mode = DeltaStarMode::unweighted;
+    EXPECT_NO_THROW(Schedule(config, 0.0));
+    for (const double div : {1.4, 2e4}) {
+        config.warmup.div = div;
+        EXPECT_TRUE(contains(error_of([&] { Schedule(config, 1.0); }), "div between 1.5 and 1e4"));
+    }
+    config.warmup.div = 100;
+    config.warmup.delta_star_mode = DeltaStarMode::given;
     config.warmup.loss_ema = 1.0;
     EXPECT_THROW(Schedule(config, 1.0), UsageError);
     config = adaptive_config();
