@@ -7,6 +7,7 @@
 
 #include "llmc/io/files.h"
 #include "llmc/optim/optimizer.h"
+#include "llmc/schedule/objective.h"
 #include "llmc/train/commands.h"
 
 namespace lmo {
@@ -98,6 +99,89 @@ RateTable fixed_rates(const Config& config, Schedule schedule, double loss0) {
     return table;
 }
 
+// A second minimum of the objective is worth a warning when its J is at most so many times the
+// chosen one; a change of kappa by kNearKappa, when it moves the choice by kLeap delta0.
+constexpr double kNearlyAsGood = 1.5, kNearKappa = 1.5, kLeap = 0.1;
+constexpr double kWorthListing = 10.0;  // times the chosen J; --json lists all minima
+
+// Where a small change of the model or of the losses may move the choice of "exact", in words;
+// empty where the choice is a stable one.
+std::string second_choice(const WarmupConfig& warmup, double delta0, double kappa,
+                          const PeakObjective& objective) {
+    const size_t chosen = objective.chosen();
+    const double star = objective.delta_star[chosen];
+    char text[128];
+    for (const size_t place : objective.minima()) {
+        const double times = objective.J[place] / objective.J[chosen];
+        if (place == chosen || !(times <= kNearlyAsGood)) continue;
+        std::snprintf(text, sizeof text,
+                      "a second choice, delta_star %.4g, is nearly as good (J %.2f times as large)",
+                      objective.delta_star[place], times);
+        return text;
+    }
+    for (const double other : {kappa * kNearKappa, kappa / kNearKappa}) {
+        const double moved = exact_delta_star(delta0, warmup.div, other, warmup.sigma_F);
+        if (std::abs(moved - star) < kLeap * delta0) continue;
+        std::snprintf(text, sizeof text, "delta_star would be %.4g if kappa were %.6g", moved,
+                      other);
+        return text;
+    }
+    return "";
+}
+
+// What the choice of "exact" was made from, and how firm it is.
+struct Choice {
+    PeakObjective objective;
+    std::string warning;  // empty: none
+};
+
+std::optional<Choice> exact_choice(const WarmupConfig& warmup, double kappa,
+                                   const std::optional<WarmupCurve>& curve) {
+    if (!curve || warmup.delta_star_mode != DeltaStarMode::exact) return {};
+    Choice choice{peak_objective(curve->delta0, warmup.div, warmup.sigma_F * kappa), ""};
+    choice.warning = second_choice(warmup, curve->delta0, kappa, choice.objective);
+    if (!choice.warning.empty()) {
+        choice.warning +=
+            ": a small change of the model, of div or of target_loss may move the peak there; see "
+            "dev/docs/objective.md";
+    }
+    return choice;
+}
+
+void print_choice(const Choice& choice) {
+    const PeakObjective& objective = choice.objective;
+    std::vector<size_t> places = objective.minima();
+    const double highest = kWorthListing * objective.J[objective.chosen()];
+    std::erase_if(places, [&](size_t place) { return objective.J[place] > highest; });
+    if (places.size() > 1) {
+        std::printf("minima of the objective:\n");
+        for (const size_t place : places) {
+            std::printf("  delta_star %-10.6g J %.4g%s\n", objective.delta_star[place],
+                        objective.J[place], place == objective.chosen() ? ", chosen" : "");
+        }
+    }
+    if (!choice.warning.empty()) std::printf("warning: %s\n", choice.warning.c_str());
+}
+
+ordered_json choice_json(const Choice& choice) {
+    const PeakObjective& objective = choice.objective;
+    ordered_json minima = ordered_json::array();
+    for (const size_t place : objective.minima()) {
+        minima.push_back({{"delta_star", objective.delta_star[place]}, {"J", objective.J[place]}});
+    }
+    return {{"minima", minima},
+            {"warning", choice.warning},
+            {"objective", {{"delta_star", objective.delta_star}, {"J", objective.J}}}};
+}
+
+void print_table(const RateTable& table, const char* first_column) {
+    std::printf("\n%8s %12s %14s  %s\n", first_column, "loss", "lr", "phase");
+    for (size_t i = 0; i < table.rates.size(); ++i) {
+        std::printf("%8lld %12.6g %14.8g  %s\n", static_cast<long long>(table.updates[i]),
+                    table.losses[i], table.rates[i], table.phases[i].c_str());
+    }
+}
+
 }  // namespace
 
 void run_schedule(const Config& config, const ScheduleOptions& options) {
@@ -121,7 +205,9 @@ void run_schedule(const Config& config, const ScheduleOptions& options) {
                        {"K1", curve->K1},
                        {"K2", curve->K2}});
     }
+    const auto choice = exact_choice(config.schedule.warmup, kappa, schedule.curve());
     if (options.json) {
+        if (choice) report.update(choice_json(*choice));
         report.update({{"update", table.updates},
                        {"loss", table.losses},
                        {"lr", table.rates},
@@ -133,12 +219,8 @@ void run_schedule(const Config& config, const ScheduleOptions& options) {
     for (const auto& [key, value] : report.items()) {
         std::printf("%-11s%.10g\n", key.c_str(), value.get<double>());
     }
-    const bool curve_only = adaptive && options.losses.empty();
-    std::printf("\n%8s %12s %14s  %s\n", curve_only ? "point" : "update", "loss", "lr", "phase");
-    for (size_t i = 0; i < table.rates.size(); ++i) {
-        std::printf("%8lld %12.6g %14.8g  %s\n", static_cast<long long>(table.updates[i]),
-                    table.losses[i], table.rates[i], table.phases[i].c_str());
-    }
+    if (choice) print_choice(*choice);
+    print_table(table, adaptive && options.losses.empty() ? "point" : "update");
     flush_output();
 }
 
