@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <array>
 #include <cmath>
+#include <limits>
 #include <string>
 
 #include "llmc/core/error.h"
@@ -129,9 +130,14 @@ double unweighted_delta_star(double delta0, double div) {
     constexpr double kGolden = 0.61803398874989485;
     const GaussLegendre rule;
     const auto objective = [&](double x) { return objective_at(rule, 1.0, x, div, 0.0); };
-    int best = 1;
-    for (int i = 2; i < kScan; i++) {
-        if (objective(double(i) / kScan) < objective(double(best) / kScan)) best = i;
+    int best = 0;
+    double smallest = std::numeric_limits<double>::infinity();
+    for (int i = 1; i < kScan; i++) {
+        const double value = objective(double(i) / kScan);
+        if (value < smallest) {
+            best = i;
+            smallest = value;
+        }
     }
     double low = double(best - 1) / kScan, high = double(best + 1) / kScan;
     double left = high - kGolden * (high - low), right = low + kGolden * (high - low);

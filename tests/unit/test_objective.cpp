@@ -118,7 +118,7 @@ TEST(Unweighted, HasNoJumpWhereExactJumps) {
 }
 
 TEST(Unweighted, FallsSlowlyWithDiv) {
-    const double step = 0.02;  // of ln div
+    const double step = 0.05;  // of ln div
     double previous = chosen_by(DeltaStarMode::unweighted, 1.0, kSmallestUnweightedDiv);
     for (double div = kSmallestUnweightedDiv * std::exp(step); div < kLargestUnweightedDiv;
          div *= std::exp(step)) {
