@@ -149,7 +149,7 @@ def run_quick(tally, build, only):
 
 
 def run_long(tally, build, only):
-    run_gtest(tally, build / 'asan' / 'unit_tests', only, ASAN)
+    run_gtest(tally, build / 'asan' / 'unit_tests', only, ASAN, shards=2)
     if has_cuda_headers(tally):
         for variant in ('race', 'asan'):
             for program in ('emulator_tests', 'cuda_tests'):
@@ -164,7 +164,7 @@ def run_long(tally, build, only):
     else:
         tally.skip('budgets of the kernels', 'no nvcc here')
     run_python(tally, 'tests/analysis', only, processes=2)
-    run_python(tally, 'tests/long', only)
+    run_python(tally, 'tests/long', only, processes=2)
 
 
 def run_conformance(tally, build):
