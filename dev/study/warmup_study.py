@@ -1,0 +1,263 @@
+#!/usr/bin/env python3
+"""The claims of arXiv 2602.05813 about its adaptive warm-up, tested at a size that a laptop can train.
+
+    dev/study/warmup_study.py run [--jobs 2]     trains what is missing under runs/warmup_study (resumable; about
+                                                 an hour on 2 cores), then writes dev/results/warmup_study.json
+    dev/study/warmup_study.py report             the tables and pictures of dev/docs/warmup_study.md from that file
+
+Stages, each a sweep (scripts/sweep.py) in a folder of its own:
+  rates       three optimizers, four peak rates: the best of each, and its loss, are what the rest builds on
+  warmups     seven lengths of a half-cosine warm-up; the adaptive one with our defaults, as published, and with
+              the gap as its decay; 3 seeds
+  separating  is it the feedback, or the shape? the rates of another seed's adaptive run, replayed; a half-cosine
+              warm-up of the adaptive one's own length; same first rate and floor
+  delta_star  the gap of the peak, by hand
+  settings    the rule for delta_star without a jump, and a first rate of lr/5
+  control     that first rate and the lengths found, as a half-cosine warm-up
+  target      target losses from far too low to far too high
+  noise       one sequence a batch
+  pretrained  a first loss that is not that of random weights
+  longer      four times the updates: does the cost of the adaptive warm-up grow with the run?
+"""
+import argparse
+import json
+import pathlib
+import signal
+import sys
+
+HERE = pathlib.Path(__file__).resolve().parent
+ROOT = HERE.parent.parent
+sys.path[:0] = [str(ROOT / 'scripts')]
+
+import sweep as sweeping  # noqa: E402
+from sweeps import report  # noqa: E402
+from sweeps.plan import SweepError, make_sweep, plan_runs  # noqa: E402
+from study_report import write_report  # noqa: E402
+
+RESULTS = ROOT / 'dev' / 'results' / 'warmup_study.json'
+FOLDER = pathlib.Path('runs') / 'warmup_study'
+RATES = {'Muon': ('muon', [0.003, 0.006, 0.012, 0.024]), 'Lion': ('lion', [0.00025, 0.0005, 0.001, 0.002]),
+         'NSGD': ('nsgd', [0.0075, 0.015, 0.03, 0.06])}
+SEEDS = 'run.seed,data.seed'
+LENGTHS = [1, 5, 15, 40, 100, 200, 300]
+HIGH = 4  # times the best rate: a fourth case, where the paper's Lion runs were
+TRACE = 3  # every third update of a run is kept for pictures
+
+
+def adaptive(target, **others):
+    return {'type': 'adaptive', 'target_loss': target, **others}
+
+
+class Study:
+    def __init__(self, jobs, program):
+        self.jobs, self.program = jobs, program
+        self.results = {'stages': {}, 'traces': {}}
+        self.runner = None
+
+    def stop(self, *_):
+        if self.runner is not None:
+            self.runner.stop()
+
+    def stage(self, name, given):
+        """Trains a sweep; a run that fails (diverges) is a result too: its loss is null."""
+        sweep = make_sweep({'config': 'base.json', **given}, name, HERE, (), (), name)
+        runs = plan_runs(sweep)
+        folder = FOLDER / name
+        folder.mkdir(parents=True, exist_ok=True)
+        print(f'--- {name}: {len(runs)} runs', flush=True)
+        self.runner = sweeping.Runner(self.program, folder, self.jobs)
+        statuses = self.runner.train_all(runs)
+        wrong = [run.name for run in runs if statuses[run.name] == 2]
+        if wrong:
+            raise SweepError(f'{folder / wrong[0]}.log: {report.last_words(folder / f"{wrong[0]}.log")}', 1)
+        rows = report.collect(runs, folder)
+        report.write(sweep, rows, folder)
+        print((folder / 'table.txt').read_text(), end='', flush=True)
+        self.results['stages'][name] = rows
+        return rows, folder
+
+    def keep_trace(self, stage, folder, row):
+        lines = [line for line in report.read_metrics(folder / row['name']) if line['type'] == 'train']
+        self.results['traces'][f'{stage}/{row["name"]}'] = {
+            'every': TRACE, 'loss': [round(line['loss'], 4) for line in lines[::TRACE]],
+            'lr': [float(f'{line["lr"]:.4g}') for line in lines[::TRACE]]}
+
+    def rates(self):
+        """The best rate of each optimizer and a target loss 5 % below what it reached."""
+        cases = {name: {'set': {'optimizer.preset': preset}, 'grid': {'optimizer.lr': rates}}
+                 for name, (preset, rates) in RATES.items()}
+        rows, _ = self.stage('rates', {'cases': cases})
+        self.cases = {}
+        for name, (preset, _) in RATES.items():
+            best = min((row for row in rows if row['case'] == name and row['val_loss'] is not None),
+                       key=lambda row: row['val_loss'])
+            rate, loss = best['point']['optimizer.lr'], best['val_loss']
+            self.cases[name] = {'preset': preset, 'lr': rate, 'loss': loss, 'target': round(0.95 * loss, 2)}
+        lion = self.cases['Lion']
+        high = next(row['val_loss'] for row in rows if row['case'] == 'Lion' and
+                    row['point']['optimizer.lr'] == max(RATES['Lion'][1]))
+        self.cases['Lion, high rate'] = {**lion, 'lr': HIGH * lion['lr'], 'loss': high}
+        self.results['cases'] = self.cases
+
+    def by_case(self, variants, names=None):
+        """A sweep's `cases`, one for each optimizer and variant: what a variant sets may depend on the case."""
+        cases = {}
+        for name, case in self.cases.items():
+            if names is None or name in names:
+                for variant, part in variants(name, case).items():
+                    cases[f'{name}/{variant}'] = {**part, 'set': {
+                        'optimizer.preset': case['preset'], 'optimizer.lr': case['lr'], **part.get('set', {})}}
+        return cases
+
+    def warmups(self):
+        def variants(name, case):
+            nsgd = name == 'NSGD'
+            published = {'schedule.warmup': adaptive(case['target'], delta_star='quadpack', max_fraction=1,
+                                                     div=5 if nsgd else 100),
+                         'schedule.compat': {'first_lr': 'peak', 'lag': True, 'late_decay': True}}
+            if nsgd:
+                published['optimizer.compat'] = {'momentum_init': 'parameters'}
+            ours = {'schedule.warmup': adaptive(case['target'])}
+            return {'cosine': {'grid': {'schedule.warmup.steps': LENGTHS}},
+                    'adaptive': {'set': ours}, 'published': {'set': published},
+                    'gap': {'set': {**ours, 'schedule.decay': {'type': 'gap', 'final_div': 1e4}}}}
+        rows, folder = self.stage('warmups', {'cases': self.by_case(variants), 'grid': {SEEDS: [0, 1, 2]}})
+        for row in rows:
+            if row['seed'] == [0] and row['point'].get('schedule.warmup.steps', 40) == 40:
+                self.keep_trace('warmups', folder, row)
+        self.adaptive_runs = {(row['case'].split('/')[0], row['seed'][0]): folder / row['name']
+                              for row in rows if row['case'].endswith('/adaptive')}
+
+    def separating(self):
+        cases = {}
+        for (name, seed), folder in self.adaptive_runs.items():
+            own = len(report.warmup_rates(folder))
+            other = report.warmup_rates(self.adaptive_runs[name, (seed + 1) % 3])
+            for variant, warmup in (('replayed', {'type': 'rates', 'rates': other}),
+                                    ('half-cosine', {'type': 'cosine', 'steps': own, 'div': 100})):
+                case = self.cases[name]
+                cases[f'{name}/{variant}/{seed}'] = {'grid': {SEEDS: [seed]}, 'set': {
+                    'optimizer.preset': case['preset'], 'optimizer.lr': case['lr'], 'schedule.warmup': warmup}}
+        rows, folder = self.stage('separating', {'cases': cases})
+        for row in rows:
+            if row['seed'] == [0]:
+                self.keep_trace('separating', folder, row)
+
+    def delta_star(self):
+        def variants(_, case):
+            return {'by hand': {'set': {'schedule.warmup': adaptive(case['target'])},
+                                'grid': {'schedule.warmup.delta_star': [0.25, 0.5, 1, 2, 3]}}}
+        self.stage('delta_star', {'cases': self.by_case(variants), 'grid': {SEEDS: [0, 1]}})
+
+    def settings(self):
+        def variants(_, case):
+            return {f'{rule}, div {div}': {'set': {
+                        'schedule.warmup': adaptive(case['target'], delta_star=rule, div=div)}}
+                    for rule, div in (('exact', 5), ('unweighted', 100), ('unweighted', 5))}
+        rows, folder = self.stage('settings', {'cases': self.by_case(variants), 'grid': {SEEDS: [0, 1, 2]}})
+        for row in rows:
+            if row['seed'] == [0]:
+                self.keep_trace('settings', folder, row)
+        self.short_ramps = {(row['case'].split('/')[0], row['seed'][0]): folder / row['name']
+                            for row in rows if row['case'].endswith('/exact, div 5')}
+
+    def control(self):
+        cases = {}
+        for (name, seed), folder in self.short_ramps.items():
+            case, own = self.cases[name], len(report.warmup_rates(folder))
+            cases[f'{name}/half-cosine, div 5/{seed}'] = {'grid': {SEEDS: [seed]}, 'set': {
+                'optimizer.preset': case['preset'], 'optimizer.lr': case['lr'],
+                'schedule.warmup': {'type': 'cosine', 'steps': own, 'div': 5}}}
+        self.stage('control', {'cases': cases})
+
+    def target(self):
+        def variants(_, case):
+            targets = [0] + [round(part * case['loss'], 2) for part in (0.5, 0.8, 1, 1.25, 1.6, 2.2)]
+            published = {'schedule.warmup': adaptive(0, delta_star='quadpack', max_fraction=1),
+                         'schedule.compat': {'first_lr': 'peak', 'lag': True, 'late_decay': True}}
+            return {'ours': {'set': {'schedule.warmup': adaptive(0)}, 'grid': {'schedule.warmup.target_loss': targets}},
+                    'published, 0': {'set': published}}
+        self.stage('target', {'cases': self.by_case(variants, ['Muon', 'Lion']), 'grid': {SEEDS: [0, 1]}})
+
+    def noise(self):
+        def variants(_, case):
+            return {'cosine': {'grid': {'schedule.warmup.steps': [1, 40, 200]}},
+                    'adaptive': {'set': {'schedule.warmup': adaptive(case['target'])},
+                                 'grid': {'schedule.warmup.loss_ema': [0, 0.9, 0.98]}}}
+        self.stage('noise', {'cases': self.by_case(variants, ['Muon', 'Lion']), 'set': {
+            'batch.sequences': 1, 'eval.batches': 2048},
+                             'grid': {SEEDS: [0, 1, 2]}})
+
+    def pretrained(self):
+        def variants(name, case):
+            start = FOLDER / 'warmups' / f'{name}_cosine-seed0-steps15' / 'checkpoints' / 'step_00000600'
+            set_ = {'init.from': str(start)}
+            return {'cosine': {'set': set_, 'grid': {'schedule.warmup.steps': [1, 40, 200]}},
+                    'adaptive': {'set': {**set_, 'schedule.warmup': adaptive(case['target'])}},
+                    'target 10 % lower': {'set': {**set_, 'schedule.warmup': adaptive(round(0.9 * case['target'], 2))}}}
+        self.stage('pretrained', {'cases': self.by_case(variants, ['Muon', 'Lion']), 'grid': {SEEDS: [10, 11]}})
+
+    def longer(self):
+        def variants(_, case):
+            target = round(0.88 * case['loss'], 2)
+            published = {'schedule.warmup': adaptive(target, delta_star='quadpack', max_fraction=1),
+                         'schedule.compat': {'first_lr': 'peak', 'lag': True, 'late_decay': True}}
+            return {'cosine': {'grid': {'schedule.warmup.steps': [15, 400]}},
+                    'adaptive': {'set': {'schedule.warmup': adaptive(target)}}, 'published': {'set': published}}
+        self.stage('longer', {'cases': self.by_case(variants, ['Muon', 'Lion']), 'set': {'run.steps': 2400},
+                              'grid': {SEEDS: [0, 1]}})
+
+    def run(self):
+        for stage in (self.rates, self.warmups, self.separating, self.delta_star, self.settings, self.control, self.target,
+                      self.noise, self.pretrained, self.longer):
+            stage()
+        RESULTS.write_text(shown(self.results), encoding='utf-8')
+        print(f'{RESULTS.relative_to(ROOT)}: {sum(map(len, self.results["stages"].values()))} runs')
+
+
+def shown(results):
+    """JSON with a line for each run and each trace."""
+    def block(lines):
+        return '{\n' + ',\n'.join(lines) + '\n}'
+    stages = [f'{json.dumps(name)}: [\n' + ',\n'.join(json.dumps(row) for row in rows) + '\n]'
+              for name, rows in results['stages'].items()]
+    traces = [f'{json.dumps(name)}: {json.dumps(trace)}' for name, trace in results['traces'].items()]
+    return (f'{{\n"data": {json.dumps(results["data"])},\n"cases": {json.dumps(results["cases"])},\n'
+            f'"stages": {block(stages)},\n"traces": {block(traces)}\n}}\n')
+
+
+def data_identity():
+    """What the text was: another release of the documentation is another text."""
+    path = ROOT / 'data' / 'python-docs' / 'meta.json'
+    try:
+        meta = json.loads(path.read_text(encoding='utf-8'))
+    except OSError as error:
+        raise SweepError(f'{path}: {error.strerror}; run scripts/prepare_data.py python-docs first') from None
+    return {'train_tokens': meta['train_tokens'], 'sha256': meta['files']['train.bin']['sha256']}
+
+
+def main(argv):
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('what', choices=['run', 'report'])
+    parser.add_argument('--jobs', type=int, default=2, metavar='N', help='runs at a time (default: 2)')
+    parser.add_argument('--program', metavar='FILE', help='default: $TRAIN_GPT or build/train_gpt')
+    arguments = parser.parse_args(argv)
+    try:
+        if arguments.what == 'run':
+            study = Study(arguments.jobs, sweeping.find_program(arguments.program))
+            study.results['data'] = data_identity()
+            for number in (signal.SIGINT, signal.SIGTERM):
+                signal.signal(number, study.stop)
+            study.run()
+        write_report(json.loads(RESULTS.read_text(encoding='utf-8')), ROOT / 'dev' / 'docs')
+    except sweeping.Stopped:
+        print('stopped; the same command goes on from here', file=sys.stderr)
+        return 3
+    except SweepError as error:
+        print(f'warmup_study.py: {error}', file=sys.stderr)
+        return error.status
+    return 0
+
+
+if __name__ == '__main__':
+    sys.exit(main(sys.argv[1:]))
