@@ -30,6 +30,7 @@ else
 endif
 NVCC := $(or $(shell command -v nvcc 2>/dev/null),$(wildcard /usr/local/cuda/bin/nvcc))
 CUDA_HOME ?= $(if $(NVCC),$(patsubst %/bin/nvcc,%,$(realpath $(NVCC))),/usr/local/cuda)
+MPIRUN := $(shell command -v mpirun 2>/dev/null)
 CUDA_HEADERS := $(wildcard $(CUDA_HOME)/include/cublasLt.h)
 CUDA ?= $(if $(NVCC),yes,no)
 # A Python that can draw; scripts that draw nothing run with any python3.
@@ -91,6 +92,7 @@ probe:
 	@echo 'BLAS          $(BLAS_FOUND)'
 	@echo 'oneDNN        $(DNNL_FOUND)'
 	@echo 'nvcc          $(or $(NVCC),none: CPU build)'
+	@echo 'mpirun        $(or $(MPIRUN),none: --gpus N starts ranks on one machine, tests with mpirun are skipped)'
 
 # ---- the two commands -----------------------------------------------------------------------------
 # Packages come first and in a make of their own, because the probes above run when make starts.

@@ -18,6 +18,10 @@
 #include <CLI/CLI.hpp>
 // defines: Error, UsageError, ExitStatus
 #include "llmc/core/error.h"
+// defines: start_local_ranks
+#include "llmc/dist/local_ranks.h"
+// defines: Ranks
+#include "llmc/dist/ranks.h"
 // defines: printable
 #include "llmc/core/text.h"
 // defines: BenchCommand, add_bench, run_bench
@@ -64,26 +68,53 @@ CLI::App* add_train(CLI::App& app, TrainOptions& options) {
                      "run folder; or a checkpoint or run folder")
         ->capture_default_str();
     command->add_option("--device", options.device, "auto, cpu or cuda (default: run.device)");
-    command->add_option("--gpus", options.gpus,
-                        "Number of GPUs: 1, which is --device cuda (more are not there yet)");
+    command
+        ->add_option("--gpus", options.gpus,
+                     "Number of ranks to start on this machine, each on a GPU (more than 1 are not "
+                     "there yet) or, with --device cpu, on a share of the cores")
+        ->check(integer_in(1, 64));
     command->footer(
-        "Example:\n  train_gpt train --config configs/run/quickstart.json "
-        "--set optimizer.lr=0.01 --set run.name=second");
+        "Examples:\n  train_gpt train --config configs/run/quickstart.json "
+        "--set optimizer.lr=0.01 --set run.name=second\n"
+        "  train_gpt train --config configs/run/quickstart.json --device cpu --gpus 2\n"
+        "Several ranks share every batch; mpirun, srun and torchrun start them too "
+        "(dev/docs/ranks.md).");
     return command;
 }
 
-ExitStatus run_train(TrainOptions& options) {
-    if (options.gpus > 1) {
-        throw UsageError("--gpus " + std::to_string(options.gpus) +
-                         ": training on several GPUs is not part of this version; use --gpus 1");
+// This process as the rank that its launcher made it. Of several ranks one shows an error.
+ExitStatus run_rank(const TrainOptions& options) {
+    Ranks ranks(find_place());
+    try {
+        try {
+            return train(
+                load_config(options.config.file, options.config.overrides, ConfigUse::train),
+                options.resume, ranks);
+        } catch (const std::bad_alloc&) {
+            throw Error("out of host memory; use a smaller model or batch");
+        }
+    } catch (const Error& error) {
+        std::string text;
+        if (ranks.fails(error, text)) std::fprintf(stderr, "train_gpt: %s\n", text.c_str());
+        return error.status();
     }
-    if (options.gpus == 1 && options.device.empty()) options.device = "cuda";
+}
+
+ExitStatus run_train(TrainOptions& options) {
+    if (options.gpus >= 1 && options.device.empty()) options.device = "cuda";
     if (!options.device.empty()) {
         options.config.overrides.push_back("run.device=\"" + options.device + "\"");
     }
-    const Config config =
-        load_config(options.config.file, options.config.overrides, ConfigUse::train);
-    return train(config, options.resume);
+    if (options.gpus > 1) {
+        const Place place = find_place();
+        if (place.size > 1) {
+            throw UsageError("--gpus " + std::to_string(options.gpus) + ": " + place.launcher +
+                             " has started this as one of " + std::to_string(place.size) +
+                             " ranks already; leave --gpus out");
+        }
+        if (const auto status = start_local_ranks(options.gpus)) return *status;
+    }
+    return run_rank(options);
 }
 
 struct ScheduleCommand {

@@ -50,6 +50,7 @@ for part in "${parts[@]}"; do
         test)
             need libgtest-dev has_header gtest/gtest.h
             need qemu-user command -v qemu-x86_64 >/dev/null
+            need openmpi-bin command -v mpirun >/dev/null
             ;;
         check)
             need clang-tidy command -v clang-tidy >/dev/null

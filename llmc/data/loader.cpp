@@ -17,11 +17,12 @@ struct Loader::Impl {
     static constexpr int64_t kAhead = 3, kHeld = 2, kSlots = kAhead + kHeld;
 
     Impl(const Dataset& dataset, OrderType order, uint64_t seed, int64_t micro_batch,
-         int64_t position)
-        : stream_(dataset, order, seed, micro_batch),
+         int64_t position, int64_t stride, int64_t epoch_batch)
+        : stream_(dataset, order, seed, epoch_batch),
           micro_batch_(micro_batch),
+          stride_(stride),
           position_(position) {
-        assert(micro_batch >= 1 && position >= 0);
+        assert(micro_batch >= 1 && position >= 0 && stride >= micro_batch);
         thread_ = std::thread([this] { run(); });
     }
 
@@ -74,15 +75,17 @@ struct Loader::Impl {
         batch.length = length;
         batch.inputs.resize(static_cast<size_t>(micro_batch_ * length));
         batch.targets.resize(static_cast<size_t>(micro_batch_ * length));
-        for (int64_t row = 0; row < micro_batch_; ++row, ++position_) {
+        for (int64_t row = 0; row < micro_batch_; ++row) {
             if (stop_) return false;
-            stream_.copy(position_, &batch.inputs[row * length], &batch.targets[row * length]);
+            stream_.copy(position_ + row, &batch.inputs[row * length],
+                         &batch.targets[row * length]);
         }
+        position_ += stride_;
         return true;
     }
 
     SampleStream stream_;  // this and position_: the thread's own
-    const int64_t micro_batch_;
+    const int64_t micro_batch_, stride_;
     int64_t position_;
 
     std::mutex
@@ -96,8 +99,10 @@ struct Loader::Impl {
 };
 
 Loader::Loader(const Dataset& dataset, uint64_t seed, int64_t micro_batch, int64_t position,
-               OrderType order)
-    : impl_(std::make_unique<Impl>(dataset, order, seed, micro_batch, position)) {}
+               OrderType order, int64_t stride, int64_t epoch_batch)
+    : impl_(std::make_unique<Impl>(dataset, order, seed, micro_batch, position,
+                                   stride > 0 ? stride : micro_batch,
+                                   epoch_batch > 0 ? epoch_batch : micro_batch)) {}
 
 Loader::~Loader() = default;
 

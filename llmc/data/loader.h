@@ -17,9 +17,11 @@ struct HostBatch {
 class Loader {
   public:
     // Serves micro-batches of `micro_batch` sequences from stream position `position` (samples read
-    // so far) on.
+    // so far) on, in epochs of whole `epoch_batch` sequences (see SampleStream). With several ranks
+    // `position` is where the first micro-batch of this one starts, and `stride` is from there to
+    // the start of its next one: together they read the stream without a gap. 0: micro_batch.
     Loader(const Dataset& dataset, uint64_t seed, int64_t micro_batch, int64_t position,
-           OrderType order = OrderType::own);
+           OrderType order = OrderType::own, int64_t stride = 0, int64_t epoch_batch = 0);
     ~Loader();
     Loader(const Loader&) = delete;
     Loader& operator=(const Loader&) = delete;

@@ -110,7 +110,8 @@ std::string format_status(const ProgressLine& line, int columns) {
     return (bar + text).substr(0, static_cast<size_t>(std::max(columns, 0)));
 }
 
-Console::Console(int64_t steps) : terminal_(::isatty(STDOUT_FILENO) == 1), steps_(steps) {}
+Console::Console(int64_t steps, bool silent)
+    : terminal_(!silent && ::isatty(STDOUT_FILENO) == 1), silent_(silent), steps_(steps) {}
 
 void Console::header() { print(format_header(steps_)); }
 
@@ -137,6 +138,7 @@ void Console::progress(const ProgressLine& line, bool force) {
 void Console::message(const std::string& text) { print(printable(text)); }
 
 void Console::warning(const std::string& text) {
+    if (silent_) return;
     const bool shown = status_shown_;
     clear_status();
     std::fprintf(stderr, "warning: %s\n", printable(text).c_str());
@@ -149,6 +151,7 @@ void Console::finish() {
 }
 
 void Console::print(const std::string& text) {
+    if (silent_) return;
     const bool shown = status_shown_;
     clear_status();
     std::fprintf(stdout, "%s\n", text.c_str());

@@ -28,7 +28,8 @@ std::string format_status(const ProgressLine& line, int columns);  // with a bar
 
 class Console {
   public:
-    explicit Console(int64_t steps);
+    // `silent`: says nothing, as one of several ranks does for all.
+    explicit Console(int64_t steps, bool silent = false);
     ~Console() { finish(); }
     Console(const Console&) = delete;
     Console& operator=(const Console&) = delete;
@@ -49,7 +50,7 @@ class Console {
     void clear_status();
     void draw_status();
 
-    bool terminal_;
+    bool terminal_, silent_;
     int64_t steps_;
     Timer clock_;
     double last_printed_ = -1e9, last_drawn_ = -1e9;

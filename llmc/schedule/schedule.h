@@ -46,7 +46,9 @@ struct ScheduleCompat {
     bool first_peak = false;        // update 0 runs at lr instead of lr/div
     bool lag = false;               // an update's rate comes from the loss of the update before it
     bool late_decay = false;        // a cosine or linear decay leaves out its first two points
-    bool last_micro_batch = false;  // for the caller of next(): which loss to give
+    // For the caller of next(): which loss to give.
+    bool last_micro_batch = false;
+    bool rank0 = false, local = false;  // of rank 0, of each rank; else of all
     // linear and cosine warm-up:
     bool onecycle = false;  // PyTorch's OneCycleLR: its ramp and its floor lr/(div final_div)
 };

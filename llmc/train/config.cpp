@@ -113,10 +113,15 @@ void check_together(const Reader& read, const Provenance& origin) {
 }
 
 void read_run(Config& config, const Reader& read) {
-    config.run = {read.text("run.name"),     read.text("run.dir"),
-                  read.text("run.device"),   read.get<uint64_t>("run.seed"),
-                  read.integer("run.steps"), read.get<int>("run.threads"),
-                  OnNonfinite::stop,         read.get<int64_t>("run.nonfinite_limit")};
+    config.run = {read.text("run.name"),
+                  read.text("run.dir"),
+                  read.text("run.device"),
+                  read.get<uint64_t>("run.seed"),
+                  read.integer("run.steps"),
+                  read.get<int>("run.threads"),
+                  OnNonfinite::stop,
+                  read.get<int64_t>("run.nonfinite_limit"),
+                  read.number("run.rank_timeout")};
     config.run.on_nonfinite =
         named<OnNonfinite>(read.text("run.on_nonfinite"), {{"stop", OnNonfinite::stop},
                                                            {"skip", OnNonfinite::skip},
@@ -132,7 +137,8 @@ void read_run(Config& config, const Reader& read) {
     config.data.tokenizer = read.text("data.tokenizer");
     config.data.order = named<OrderType>(read.text("data.compat.order"),
                                          {{"own", OrderType::own}, {"numpy", OrderType::numpy}});
-    config.batch = {read.integer("batch.sequences"), read.integer("batch.micro_batch")};
+    const int64_t micro_batch = read.integer("batch.micro_batch");
+    config.batch = {read.integer("batch.sequences"), micro_batch, micro_batch, false};
     config.compute =
         named<ComputeChoice>(read.text("precision.compute"), {{"auto", ComputeChoice::automatic},
                                                               {"fp64", ComputeChoice::fp64},
@@ -206,6 +212,9 @@ void read_schedule(ScheduleConfig& schedule, const Reader& read) {
     compat.first_peak = read.get("schedule.compat.first_lr", start) == "peak";
     compat.lag = read.get("schedule.compat.lag", false);
     compat.last_micro_batch = read.get("schedule.compat.loss", mean) == "last_micro_batch";
+    const std::string source = read.get("schedule.compat.loss_source", mean);
+    compat.rank0 = source == "rank0";
+    compat.local = source == "local";
     compat.late_decay = read.get("schedule.compat.late_decay", false);
     compat.onecycle = read.get("schedule.compat.onecycle", false);
 }
@@ -231,6 +240,7 @@ Config make_config(const Json& given, const Provenance& origin, ConfigUse use) {
 
     Config config{};
     read_run(config, read);
+    config.batch.micro_batch_given = find_value(given, "batch.micro_batch") != nullptr;
     read_model(config.model, read);
     read_schedule(config.schedule, read);
     config.smoothness_fit = read.get<std::string>("schedule.warmup.fit");
@@ -255,27 +265,29 @@ Config make_config(const Json& given, const Provenance& origin, ConfigUse use) {
 }
 
 bool may_change(const std::string& path) {
-    for (const char* key : {"run.dir", "run.name", "run.note", "run.device", "run.on_nonfinite",
-                            "run.nonfinite_limit", "log", "eval", "smoothness", "checkpoint"}) {
+    for (const char* key :
+         {"run.dir", "run.name", "run.note", "run.device", "run.on_nonfinite",
+          "run.nonfinite_limit", "run.rank_timeout", "log", "eval", "smoothness", "checkpoint"}) {
         if (path == key) return true;
     }
     return path == "optimizer.preset";  // a label: the groups are compared
 }
 
-void add_conflicts(const Json& saved, const Json& now, const std::string& path,
+void add_conflicts(const Json& saved, const Json& now, const std::string& path, bool resume,
                    std::vector<std::string>& conflicts) {
-    if (may_change(path)) return;
+    if (resume && may_change(path)) return;
     if (saved.is_object() && now.is_object()) {
         Json keys = saved;
         keys.update(now);
         for (const auto& [key, unused] : keys.items()) {
             (void)unused;
             add_conflicts(saved.value(key, Json()), now.value(key, Json()),
-                          path.empty() ? key : path + "." + key, conflicts);
+                          path.empty() ? key : path + "." + key, resume, conflicts);
         }
     } else if (saved.is_array() && now.is_array() && saved.size() == now.size()) {
         for (size_t i = 0; i < saved.size(); ++i) {
-            add_conflicts(saved[i], now[i], path + "[" + std::to_string(i) + "]", conflicts);
+            add_conflicts(saved[i], now[i], path + "[" + std::to_string(i) + "]", resume,
+                          conflicts);
         }
     } else if (saved != now) {
         conflicts.push_back(path + ": " + (saved.is_null() ? "none" : value_text(saved)) + " -> " +
@@ -301,8 +313,39 @@ Config config_from_json(const Json& json, const std::string& source, ConfigUse u
 
 std::vector<std::string> resume_conflicts(const Json& saved, const Json& now) {
     std::vector<std::string> conflicts;
-    add_conflicts(saved, now, "", conflicts);
+    add_conflicts(saved, now, "", true, conflicts);
     return conflicts;
+}
+
+std::vector<std::string> config_differences(const Json& one, const Json& other) {
+    std::vector<std::string> differences;
+    add_conflicts(one, other, "", false, differences);
+    return differences;
+}
+
+void cut_over_ranks(Config& config, int ranks) {
+    Config::Batch& batch = config.batch;
+    const std::string over = std::to_string(ranks) + (ranks == 1 ? " rank" : " ranks");
+    if (ranks > 1 && config.schedule.compat.local) {
+        throw UsageError(
+            "schedule.compat.loss_source = \"local\": the ranks would follow rates of their own "
+            "and "
+            "their weights would drift apart, which is not in this version for " +
+            over + "; use \"mean\" or \"rank0\"");
+    }
+    if (batch.sequences % ranks != 0) {
+        throw UsageError("batch.sequences = " + std::to_string(batch.sequences) +
+                         ": expected a multiple of " + over + ", which share every batch");
+    }
+    const int64_t share = batch.sequences / ranks;
+    if (!batch.micro_batch_given) batch.micro_batch = share;
+    if (share % batch.micro_batch != 0) {
+        throw UsageError("batch.micro_batch = " + std::to_string(batch.micro_batch) +
+                         ": expected a divisor of " + std::to_string(share) +
+                         ", the batch.sequences = " + std::to_string(batch.sequences) + " over " +
+                         over + "; leave it out, or set it to " + std::to_string(share));
+    }
+    set_value(config.resolved, "batch.micro_batch", batch.micro_batch);
 }
 
 }  // namespace lmo

@@ -32,6 +32,7 @@ struct Config {
         int threads;    // 0: all cores
         OnNonfinite on_nonfinite;
         int64_t nonfinite_limit;  // skip, rollback
+        double rank_timeout;      // seconds
     } run;
     LlamaConfig model;
     std::string init_from;  // empty: random
@@ -42,13 +43,16 @@ struct Config {
         OrderType order;
         std::string tokenizer;  // empty: none
     } data;
+    // As one rank has it; cut_over_ranks changes micro_batch alone.
     struct Batch {
         int64_t sequences, micro_batch;
+        int64_t one_rank_micro_batch;  // unit of evaluations, and of epochs in the numpy order
+        bool micro_batch_given;
     } batch;
     ComputeChoice compute;
     DType residual;  // fp32 or bf16; fp64 when compute is fp64
     OptimizerConfig optimizer;
-    ScheduleConfig schedule;  // with_measured_gap completes it
+    ScheduleConfig schedule;     // with_measured_gap completes it
     std::string smoothness_fit;  // file that delta_star "measured" is read from; empty: none
     struct Eval {
         int64_t every, batches;
@@ -83,9 +87,17 @@ Config load_config(const std::string& path, const std::vector<std::string>& over
 Config config_from_json(const nlohmann::ordered_json& json, const std::string& source,
                         ConfigUse use);
 
+// Each of `ranks` ranks computes a share of every batch: sets batch.micro_batch to sequences /
+// ranks where it is not given. Throws UsageError naming the key where the batch cannot be cut so.
+void cut_over_ranks(Config& config, int ranks);
+
+// Keys whose values differ between two resolved configurations, "key: one -> other".
+std::vector<std::string> config_differences(const nlohmann::ordered_json& one,
+                                            const nlohmann::ordered_json& other);
+
 // Keys whose values differ between two resolved configurations, "key: old -> new", leaving out
 // those that a resumed run may change (run.dir, run.name, run.note, run.device, run.on_nonfinite,
-// run.nonfinite_limit, log, eval, smoothness, checkpoint).
+// run.nonfinite_limit, run.rank_timeout, log, eval, smoothness, checkpoint).
 std::vector<std::string> resume_conflicts(const nlohmann::ordered_json& saved,
                                           const nlohmann::ordered_json& now);
 

@@ -7,6 +7,7 @@
 #include "llmc/core/text.h"
 #include "llmc/data/tokenizer.h"
 #include "llmc/io/checkpoint.h"
+#include "llmc/train/json_merge.h"
 #include "llmc/train/run_state.h"
 
 namespace lmo {
@@ -34,7 +35,7 @@ std::string given_checkpoint(const std::string& folder) {
     throw UsageError("--resume " + folder + ": " + reason);
 }
 
-void require_same_config(const Config& config, const std::string& checkpoint) {
+void require_same_config(const Config& config, const std::string& checkpoint, int ranks) {
     const ordered_json state = saved_state(checkpoint);
     if (!state.is_object() || !state.contains("config") || !state["config"].is_object()) {
         throw Error(checkpoint +
@@ -49,7 +50,14 @@ void require_same_config(const Config& config, const std::string& checkpoint) {
     // Keys that are newer than the checkpoint get their defaults.
     const Config saved =
         config_from_json(state["config"], checkpoint + "/state.json", ConfigUse::train);
-    const auto conflicts = resume_conflicts(saved.resolved, config.resolved);
+    ordered_json then = saved.resolved;
+    // Another number of ranks rounds sums in another order anyway.
+    if (state.value("ranks", ordered_json(1)) != ranks) {
+        for (const char* key : {"batch.micro_batch", "run.threads"}) {
+            set_value(then, key, *find_value(config.resolved, key));
+        }
+    }
+    const auto conflicts = resume_conflicts(then, config.resolved);
     if (conflicts.empty()) return;
     std::string text =
         "the configuration differs from the one that " + checkpoint + " was trained with:";
@@ -59,7 +67,7 @@ void require_same_config(const Config& config, const std::string& checkpoint) {
 
 }  // namespace
 
-std::string find_checkpoint(const Config& config, const std::string& resume) {
+std::string find_checkpoint(const Config& config, const std::string& resume, int ranks) {
     std::string checkpoint;
     if (resume == "never") {
         if (run_folder_is_used(config.run.dir)) {
@@ -81,7 +89,7 @@ std::string find_checkpoint(const Config& config, const std::string& resume) {
                         "folder away to start afresh");
         }
     }
-    if (!checkpoint.empty()) require_same_config(config, checkpoint);
+    if (!checkpoint.empty()) require_same_config(config, checkpoint, ranks);
     return checkpoint;
 }
 

@@ -11,8 +11,8 @@ namespace lmo {
 
 // The checkpoint folder to continue from, or "" for a fresh start. Refuses (UsageError) a used run
 // folder with "never", a folder that holds none, and a configuration that differs from the saved
-// one.
-std::string find_checkpoint(const Config& config, const std::string& resume);
+// one; on another number of ranks batch.micro_batch and run.threads may differ.
+std::string find_checkpoint(const Config& config, const std::string& resume, int ranks = 1);
 
 // Lines of that summary, without their headings.
 std::string model_line(const Config& config, const ParameterList& parameters,

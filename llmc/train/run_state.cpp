@@ -99,6 +99,9 @@ RunState read_run_state(const std::string& checkpoint) {
     const ordered_json& compute = read.at(saved, "compute");
     if (!compute.is_string()) read.fail("compute", compute, "the name of a type");
     state.compute = compute;
+    // Older versions knew one rank only.
+    if (saved.contains("ranks")) state.ranks = read.integer(saved, "ranks", 1);
+    if (saved.contains("epoch_batch")) state.epoch_batch = read.integer(saved, "epoch_batch", 1);
     return state;
 }
 

@@ -21,6 +21,8 @@ struct RunState {
     nlohmann::ordered_json spike;      // of SpikeDetector; null: none there
     nlohmann::ordered_json left_out;   // of LeftOut
     std::string compute;               // "fp32"
+    int64_t ranks = 1;                 // that wrote it
+    int64_t epoch_batch = 0;           // of SampleStream; 0: not there
 };
 // Throws Error naming file and key for what is missing, of another type or out of range.
 RunState read_run_state(const std::string& checkpoint);

@@ -103,7 +103,8 @@ std::vector<Key> run_and_model_keys() {
         {"run.seed", integer(0), is(0), "seed of the initial weights and of sampled text"},
         {"run.steps", integer(1), required_by_train(), "updates in the whole run"},
         {"run.device", one_of({"auto", "cpu", "cuda"}), is("auto"), "where to compute"},
-        {"run.threads", integer(0, 4096), is(0), "CPU threads; 0: all cores"},
+        {"run.threads", integer(0, 4096), is(0),
+         "CPU threads of a rank; 0: all cores, shared by the ranks of a machine"},
         {"run.on_nonfinite", one_of({"stop", "skip", "rollback"}), is("stop"),
          "when loss, gradient or weights are not finite: stop; skip: leave the update out; "
          "rollback: go back to the newest checkpoint and leave it out (nonfinite.md)"},
@@ -112,6 +113,8 @@ std::vector<Key> run_and_model_keys() {
          is(10),
          "updates left out in a row, or (rollback) since one checkpoint; one more stops the run",
          {"run.on_nonfinite", {"skip", "rollback"}}},
+        {"run.rank_timeout", above_to(0, 1e6), is(60.0),
+         "seconds after which a rank that does not come ends all of them (ranks.md)"},
 
         {"model.n_layer", integer(1, kMaxExtent), required(), "layers"},
         {"model.n_head", integer(1, kMaxExtent), required(), "query heads; divides d_model"},
@@ -148,8 +151,9 @@ std::vector<Key> data_and_step_keys() {
 
         {"batch.sequences", integer(1, kMaxExtent), required_by_train(),
          "sequences in an update, over all ranks and micro-batches"},
-        {"batch.micro_batch", integer(1, kMaxExtent), same_as("batch.sequences"),
-         "sequences that one rank computes at once; divides batch.sequences"},
+        {"batch.micro_batch", integer(1, kMaxExtent),
+         computed("batch.sequences / ranks", same_as("batch.sequences").compute),
+         "sequences that one rank computes at once; divides batch.sequences / ranks"},
 
         {"precision.compute", one_of({"auto", "bf16", "fp32", "fp64"}), is("auto"),
          "type of activations and GEMMs; auto: bf16 where the device is fast at it, else fp32; "
@@ -244,8 +248,10 @@ std::vector<Key> schedule_compat_keys() {
         {"schedule.compat.loss", one_of({"mean", "last_micro_batch"}), is("mean"),
          "published: last_micro_batch, its mean loss divided by the number of micro-batches",
          adaptive},
-        {"schedule.compat.loss_source", one_of({"mean"}, {"local", "rank0"}), is("mean"),
-         "published: local, each rank by its own loss; one rank has no other", adaptive},
+        {"schedule.compat.loss_source", one_of({"mean", "rank0", "local"}), is("mean"),
+         "published: local, each rank by its own loss (with one rank only, where all are the "
+         "same: several would drift apart); rank0: the loss of rank 0's share of the batch",
+         adaptive},
         {"schedule.compat.late_decay", boolean(), is(false),
          "published: true, a cosine or linear decay leaves out its first two points", adaptive},
         {"schedule.compat.onecycle", boolean(), is(false),
@@ -257,7 +263,8 @@ std::vector<Key> schedule_compat_keys() {
 std::vector<Key> output_keys() {
     return {
         {"eval.every", integer(0), is(0), "updates between evaluations; 0: at the end only"},
-        {"eval.batches", integer(1), is(32), "micro-batches of an evaluation, always the same"},
+        {"eval.batches", integer(1), is(32),
+         "micro-batches of an evaluation, as large as one rank would have them; always the same"},
         {"eval.sample", text(), none(), "prompt of a text sampled at each evaluation"},
         {"smoothness.every", integer(0), is(0),
          "updates between measurements of the smoothness (two more gradients each, and norms in "

@@ -5,10 +5,11 @@
 #include "llmc/io/files.h"
 #include "llmc/io/run_lock.h"
 #include "llmc/model/generate.h"
-#include "llmc/train/data_fingerprint.h"
 #include "llmc/train/commands.h"
+#include "llmc/train/data_fingerprint.h"
 #include "llmc/train/device.h"
 #include "llmc/train/measure.h"
+#include "llmc/train/rank_setup.h"
 #include "llmc/train/resume.h"
 
 namespace lmo {
@@ -16,19 +17,31 @@ namespace lmo {
 using nlohmann::json;
 using nlohmann::ordered_json;
 
-ExitStatus train(const Config& config, const std::string& resume) {
-    const RunLock lock(config.run.dir);
-    const std::string checkpoint = find_checkpoint(config, resume);
-    const std::unique_ptr<Backend> backend = make_backend(config.run.device, config.run.threads);
+ExitStatus train(Config config, const std::string& resume, Ranks& ranks) {
+    ranks.set_timeout(config.run.rank_timeout);
+    require_same_on_all(config, ranks);
+    cut_over_ranks(config, ranks.size());
+    std::optional<RunLock> lock;
+    std::string checkpoint;
+    ranks.on_first("look for a checkpoint", [&] {
+        lock.emplace(config.run.dir);
+        checkpoint = find_checkpoint(config, resume, ranks.size());
+    });
+    checkpoint = ranks.broadcast(checkpoint, "name of the checkpoint");
+    const std::unique_ptr<Backend> backend = make_rank_backend(config, ranks);
     require_memory(*backend, config.model, choose_precision(config, *backend),
                    config.batch.micro_batch, &config.optimizer);
-    Trainer trainer(config, *backend, checkpoint);
-    return trainer.run();
+    Trainer trainer(config, *backend, checkpoint, ranks);
+    const ExitStatus status = trainer.run();
+    ranks.barrier("end");
+    return status;
 }
 
-Trainer::Trainer(const Config& config, Backend& backend, const std::string& checkpoint)
+Trainer::Trainer(const Config& config, Backend& backend, const std::string& checkpoint,
+                 Ranks& ranks)
     : config_(config),
       backend_(backend),
+      ranks_(ranks),
       arena_(backend),
       parameters_(llama_parameters(config.model)),
       precision_(choose_precision(config, backend)),
@@ -47,8 +60,8 @@ Trainer::Trainer(const Config& config, Backend& backend, const std::string& chec
       schedule_(with_measured_gap(config), warmup_kappa(config.optimizer, parameters_)),
       spikes_(config.log.spike, parameters_.size()),
       validation_samples_(validation_set_, config.data.order, config.data.seed,
-                          config.batch.micro_batch),
-      console_(config.run.steps) {
+                          config.batch.one_rank_micro_batch),
+      console_(config.run.steps, !ranks.first()) {
     arena_.workspace();  // all users have said what they need; fixed before anything is captured
     const double tokens_per_update =
         static_cast<double>(config.batch.sequences) * static_cast<double>(config.model.seq_len);
@@ -63,6 +76,7 @@ Trainer::Trainer(const Config& config, Backend& backend, const std::string& chec
         prompt_ = encode_prompt(*tokenizer_, *config_.eval.sample, config_.model.vocab_size,
                                 "eval.sample");
     }
+    require_same_start();
     start(checkpoint);
     if (checkpoint.empty()) initial_squares_ = weights_.squares(arena_.workspace());
     prepare_smoothness();
@@ -71,22 +85,33 @@ Trainer::Trainer(const Config& config, Backend& backend, const std::string& chec
 ExitStatus Trainer::run() {
     print_run_summary(console_, config_, backend_, arena_, parameters_, precision_, train_set_,
                       validation_set_);
-    clean_up();
+    if (ranks_.size() > 1) {
+        console_.message("ranks      " + std::to_string(ranks_.size()) + ", each " +
+                         std::to_string(micro_batches()) + " x " +
+                         std::to_string(config_.batch.micro_batch) + " sequences of an update");
+    }
+    if (ranks_.first()) clean_up();
     if (step_ >= config_.run.steps) {
         console_.message("this run is finished: " + std::to_string(step_) +
                          " updates done; give it another run.dir to train again");
         return ExitStatus::finished;
     }
-    write_file_atomically(config_.run.dir + "/run_config.json", config_.resolved.dump(2) + "\n");
-    metrics_ = std::make_unique<MetricsLog>(config_.run.dir, step_, config_.log.tensorboard);
+    if (ranks_.first()) {
+        write_file_atomically(config_.run.dir + "/run_config.json",
+                              config_.resolved.dump(2) + "\n");
+        metrics_ = std::make_unique<MetricsLog>(config_.run.dir, step_, config_.log.tensorboard);
+    }
     peak_flops_ = measure_peak_flops(backend_, precision_.compute);
+    ranks_.sum(&peak_flops_, 1, "speed of all ranks");
     if (step_ > 0) console_.message("resumed after " + std::to_string(step_) + " updates");
     console_.header();
 
     while (step_ < config_.run.steps) {
         try {
             advance();
-            const bool stop = step_ < config_.run.steps && signals_.received();
+            // A signal may reach one rank alone; all of them stop after the same update.
+            const bool stop =
+                ranks_.any(signals_.received(), "stop signals") && step_ < config_.run.steps;
             outputs(stop);
             if (stop) return ExitStatus::stopped;
         } catch (const NotFinite& found) {
@@ -137,11 +162,11 @@ Trainer::Update Trainer::update() {
     result.gradient_norm = optimizer_.gradient_norm(gradients_);
     require_finite(result.loss, result.gradient_norm);
     result.seconds = timer.seconds();
-    if (smoothness_due(step_)) analyzer_->before(weights_.master(), gradients_);
+    if (analyzer_ && smoothness_due(step_)) analyzer_->before(weights_.master(), gradients_);
     timer.restart();
     result.first = applied() == 0;
-    result.rate = schedule_.next(
-        step_, config_.schedule.compat.last_micro_batch ? loss.last_part : loss.mean);
+    result.rate = schedule_.next(step_, loss.followed);
+    remember_decisions(result);
     if (result.first && config_.optimizer.momentum_from_weights) {
         optimizer_.start_momentum_from(weights_.master(), result.rate.rate);
     }
@@ -158,16 +183,16 @@ Trainer::Update Trainer::update() {
     return result;
 }
 
-// Mean loss over all micro-batches; leaves the gradient of it in gradients_.
+// Mean loss over all micro-batches of all ranks; leaves the gradient of it in gradients_.
 Trainer::BatchLoss Trainer::accumulate_gradients(Loader& loader) {
     backend_.zero(gradients_.flat);
     backend_.zero(batch_.loss);
     double before_last = 0.0;
-    for (int64_t done = 0; done < config_.batch.sequences; done += config_.batch.micro_batch) {
+    for (int64_t done = 0; done < micro_batches(); ++done) {
         const HostBatch& host = loader.next();
         backend_.copy_in(batch_.tokens, host.inputs.data());
         backend_.copy_in(batch_.targets, host.targets.data());
-        const bool last = done + config_.batch.micro_batch >= config_.batch.sequences;
+        const bool last = done + 1 == micro_batches();
         if (last && done > 0 && config_.schedule.compat.last_micro_batch) {
             backend_.copy_out(&before_last, batch_.loss);
         }
@@ -175,7 +200,8 @@ Trainer::BatchLoss Trainer::accumulate_gradients(Loader& loader) {
     }
     double loss = 0.0;
     backend_.copy_out(&loss, batch_.loss);
-    return {loss, loss - before_last};
+    sum_gradients();
+    return combine({loss, loss - before_last, decisions_});
 }
 
 void Trainer::log_update(const Update& update) {
@@ -199,7 +225,7 @@ void Trainer::log_update(const Update& update) {
         line["tokens_per_s"] = tokens_per_second;
         line["mfu"] = mfu;
         line["step_ms"] = update.seconds * 1e3;
-        metrics_->write(line);
+        record(line);
     }
     if (update.spike) log_spike(*update.spike, update.loss);
     ProgressLine progress;
@@ -222,7 +248,7 @@ void Trainer::log_spike(const Spike& spike, double loss) {
     const std::string tensor = spike.tensor < 0 ? "" : parameters_[spike.tensor].name;
     line["tensor"] = tensor.empty() ? ordered_json() : ordered_json(tensor);
     line["ratio"] = spike.ratio;
-    metrics_->write(line);
+    record(line);
     char text[128];
     std::snprintf(text, sizeof text, "update %lld: loss %.4f is a spike, %.4f was expected",
                   static_cast<long long>(step_ - 1), loss, spike.expected);
@@ -248,22 +274,22 @@ void Trainer::log_schedule() {
     } else {
         for (const char* key : {"delta0", "delta_star", "K0", "K1", "K2"}) line[key] = nullptr;
     }
-    metrics_->write(line);
+    record(line);
 }
 
 void Trainer::evaluate() {
     const ValidationResult result =
         validate(backend_, model_, weights_.compute(), batch_, validation_samples_,
-                 config_.batch.micro_batch, config_.eval.batches);
+                 config_.batch.one_rank_micro_batch, config_.eval.batches,
+                 config_.batch.micro_batch, ranks_);
     validation_loss_ = result.loss;
     require_finite_validation(result.loss);
-    metrics_->write(
-        {{"type", "val"}, {"step", step_}, {"loss", result.loss}, {"tokens", result.tokens}});
+    record({{"type", "val"}, {"step", step_}, {"loss", result.loss}, {"tokens", result.tokens}});
     char text[64];
     std::snprintf(text, sizeof text, "validation loss %.4f after %lld updates", result.loss,
                   static_cast<long long>(step_));
     console_.message(text);
-    if (config_.eval.sample) sample();
+    if (config_.eval.sample) ranks_.on_first("sample of text", [this] { sample(); });
 }
 
 void Trainer::sample() {
@@ -280,13 +306,15 @@ void Trainer::log_summary() {
     const double tokens = static_cast<double>(config_.batch.sequences) *
                           static_cast<double>(config_.model.seq_len) *
                           static_cast<double>(updates_here_);
-    metrics_->write({{"type", "summary"},
-                     {"steps", step_},
-                     {"val_loss", validation_loss_},
-                     {"tokens_per_s", tokens / training_seconds_},
-                     {"seconds", training_seconds_},
-                     {"memory_bytes", arena_.total()},
-                     {"parameters", parameters_.count()}});
+    record({{"type", "summary"},
+            {"steps", step_},
+            {"val_loss", validation_loss_},
+            {"tokens_per_s", tokens / training_seconds_},
+            {"seconds", training_seconds_},
+            {"memory_bytes", arena_.total()},
+            {"parameters", parameters_.count()},
+            {"ranks", ranks_.size()},
+            {"sent_bytes", ranks_.bytes_sent()}});
     char text[160];
     std::snprintf(text, sizeof text, "finished: validation loss %.4f, %s at %s tokens/s",
                   validation_loss_, format_duration(training_seconds_).c_str(),

@@ -9,6 +9,7 @@
 #include "llmc/data/loader.h"
 #include "llmc/data/tokenizer.h"
 #include "llmc/device/arena.h"
+#include "llmc/dist/ranks.h"
 #include "llmc/io/console.h"
 #include "llmc/io/metrics.h"
 #include "llmc/optim/optimizer.h"
@@ -24,15 +25,16 @@
 namespace lmo {
 
 // `resume`: "auto" (continue if the run folder has a checkpoint), "never" (refuse a used run
-// folder), or a checkpoint or run folder to continue from. Returns finished or stopped; throws
+// folder), or a checkpoint or run folder to continue from. Every rank calls it, with the same
+// configuration; rank 0 writes the run folder and speaks. Returns finished or stopped; throws
 // Error.
-ExitStatus train(const Config& config, const std::string& resume);
+ExitStatus train(Config config, const std::string& resume, Ranks& ranks);
 
 class Trainer {
   public:
     // Takes all memory, and starts the weights: from `checkpoint` if not empty, else from init.from
     // or at random.
-    Trainer(const Config& config, Backend& backend, const std::string& checkpoint);
+    Trainer(const Config& config, Backend& backend, const std::string& checkpoint, Ranks& ranks);
 
     ExitStatus run();
 
@@ -46,11 +48,26 @@ class Trainer {
 
     void advance();
     Update update();
-    struct BatchLoss {
+    struct BatchLoss {  // of the global batch
         double mean;
-        double last_part;  // what the last micro-batch adds to it
+        double followed;  // what an adaptive schedule is to follow
     };
     BatchLoss accumulate_gradients(Loader& loader);
+
+    // What several ranks do (trainer_ranks.cpp).
+    struct LocalLoss {
+        double mean_part;      // of the global mean: the parts of the ranks add up to it
+        double last_part;      // what the last micro-batch adds to that
+        uint64_t fingerprint;  // of all decisions so far
+    };
+    std::unique_ptr<Loader> make_loader(uint64_t seed, int64_t position);
+    int64_t micro_batches() const;  // of this rank in an update
+    BatchLoss combine(const LocalLoss& local);
+    void sum_gradients();
+    void remember_decisions(const Update& update);
+    void require_same_start();
+    void require_same_weights(const std::vector<double>& squares);
+    void record(const nlohmann::ordered_json& line);
     void outputs(bool stop);
 
     // Numbers that are not finite (trainer_nonfinite.cpp). The first three throw NotFinite.
@@ -72,6 +89,7 @@ class Trainer {
     bool smoothness_due(int64_t step) const;
     void prepare_smoothness();
     void measure_smoothness();
+    void record_smoothness(int64_t update, double loss);
     double gradient_of_batch(uint64_t seed, int64_t position);
     void sample();
     void log_summary();
@@ -84,13 +102,14 @@ class Trainer {
     void load_initial_weights();
     // A failed save is a warning while training goes on, an Error when nothing follows it.
     void save(bool must_succeed);
+    void write_checkpoint(bool must_succeed);
     nlohmann::json state() const;
-    void require_same_data_as(const std::string& checkpoint,
-                              const RunState& saved);
+    void require_same_data_as(const std::string& checkpoint, const RunState& saved);
     bool due(int64_t every) const { return every > 0 && step_ % every == 0; }
 
     const Config& config_;
     Backend& backend_;
+    Ranks& ranks_;
     Arena arena_;
     ParameterList parameters_;
     ModelPrecision precision_;
@@ -109,12 +128,14 @@ class Trainer {
     SampleStream validation_samples_;
     std::unique_ptr<Tokenizer> tokenizer_;  // where texts are sampled, with their prompt
     std::vector<int32_t> prompt_;
-    std::unique_ptr<Backend> norm_backend_;  // for the analyzer, where backend_ has no fp64
-    std::unique_ptr<SmoothnessAnalyzer> analyzer_;  // where smoothness.every is not 0
-    std::unique_ptr<MetricsLog> metrics_;
+    std::unique_ptr<Backend> norm_backend_;         // for the analyzer, where backend_ has no fp64
+    std::unique_ptr<SmoothnessAnalyzer> analyzer_;  // of rank 0, where smoothness.every is not 0
+    std::unique_ptr<MetricsLog> metrics_;           // of rank 0
     Console console_;
     StopSignals signals_;
 
+    std::vector<std::byte> host_gradients_;  // on the way to the other ranks
+    uint64_t decisions_ = 0;                 // fingerprint of rates and norms, alike on all ranks
     std::vector<double> initial_squares_;  // of the initial weights, for rollback to recognise them
     double peak_flops_ = 0.0;
 

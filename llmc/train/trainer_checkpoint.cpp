@@ -43,8 +43,8 @@ void Trainer::start(const std::string& checkpoint) {
     } else {
         load(checkpoint);
     }
-    loader_ = std::make_unique<Loader>(train_set_, config_.data.seed, config_.batch.micro_batch,
-                                       step_ * config_.batch.sequences, config_.data.order);
+    decisions_ = 0;
+    loader_ = make_loader(config_.data.seed, step_ * config_.batch.sequences);
 }
 
 nlohmann::json Trainer::state() const {
@@ -67,10 +67,19 @@ nlohmann::json Trainer::state() const {
             {"left_out", left_out_.to_json()},
             {"seeds", {{"run", config_.run.seed}, {"data", config_.data.seed}}},
             {"compute", to_string(precision_.compute)},
+            {"ranks", ranks_.size()},
+            {"epoch_batch", config_.batch.one_rank_micro_batch},
             {"config", config_.resolved}};
 }
 
+// Rank 0 writes, as all hold the same weights and states.
 void Trainer::save(bool must_succeed) {
+    ranks_.on_first("checkpoint", [&] { write_checkpoint(must_succeed); });
+    ranks_.broadcast(&saved_step_, sizeof saved_step_, "number of the checkpoint");
+    saved_folder_ = ranks_.broadcast(saved_folder_, "name of the checkpoint");
+}
+
+void Trainer::write_checkpoint(bool must_succeed) {
     std::vector<TensorSource> optimizer = weights_.master_sources();
     for (const StateTensor& tensor : optimizer_.states()) {
         optimizer.push_back(tensor_source(backend_, tensor.name, tensor.tensor));
@@ -151,6 +160,20 @@ void Trainer::restore_state(const RunState& saved, const std::string& checkpoint
         throw Error(checkpoint + ": was trained in " + saved.compute +
                     ", this device would continue in " + to_string(precision_.compute) +
                     "; set precision.compute");
+    }
+    const int64_t epoch_batch = config_.batch.one_rank_micro_batch;
+    if (config_.data.order == OrderType::numpy && saved.epoch_batch > 0 &&
+        saved.epoch_batch != epoch_batch) {
+        throw UsageError(
+            "batch.micro_batch: the epochs of data.compat.order = \"numpy\" are whole "
+            "micro-batches, of " +
+            std::to_string(saved.epoch_batch) + " sequences in " + checkpoint + ", of " +
+            std::to_string(epoch_batch) + " now; set it back to continue");
+    }
+    if (saved.ranks != ranks_.size()) {
+        console_.message("checkpoint of " + std::to_string(saved.ranks) + " ranks, continued on " +
+                         std::to_string(ranks_.size()) +
+                         ": from here on sums are rounded in another order");
     }
     try {
         spikes_.restore(saved.spike);

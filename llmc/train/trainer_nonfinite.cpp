@@ -42,6 +42,7 @@ void Trainer::require_finite(double loss, double gradient_norm) {
 
 void Trainer::require_finite_weights(int64_t culprit) {
     const std::vector<double> squares = weights_.squares(arena_.workspace());
+    require_same_weights(squares);
     const int tensor = last_not_finite(squares);
     if (tensor < 0) return;
     throw NotFinite((culprit < 0 ? "start" : "after " + update_text(culprit)) + ": the weights are",
@@ -72,7 +73,7 @@ void Trainer::skip(const NotFinite& found) {
                            " updates before it (run.nonfinite_limit)");
     }
     left_out_.add(step_, found.trouble);
-    metrics_->write(metrics_line(step_, found.trouble));
+    record(metrics_line(step_, found.trouble));
     console_.warning(std::string(found.what()) + "; left out, " + std::to_string(before + 1) +
                      " in a row of at most " + std::to_string(limit) + " (run.nonfinite_limit)");
     ++step_;
@@ -80,10 +81,8 @@ void Trainer::skip(const NotFinite& found) {
 
 // On the way to where the run was before a rollback.
 void Trainer::leave_out_again(const Trouble& trouble) {
-    for (int64_t done = 0; done < config_.batch.sequences; done += config_.batch.micro_batch) {
-        loader_->next();
-    }
-    metrics_->write(metrics_line(step_, trouble));
+    for (int64_t done = 0; done < micro_batches(); ++done) loader_->next();
+    record(metrics_line(step_, trouble));
     ++step_;
 }
 
@@ -100,7 +99,9 @@ void Trainer::roll_back(const NotFinite& found) {
     }
     LeftOut left_out = left_out_;
     left_out.add(found.update, found.trouble);
-    const std::string checkpoint = rollback_point();
+    std::string checkpoint;
+    ranks_.on_first("look for a checkpoint", [&] { checkpoint = rollback_point(); });
+    checkpoint = ranks_.broadcast(checkpoint, "name of the checkpoint");
     if (checkpoint.empty() && saved_step_ >= 0) {
         give_up(found, "no complete checkpoint is left to go back to");
     }
@@ -115,6 +116,7 @@ void Trainer::roll_back(const NotFinite& found) {
                     "roll back to; restore the folder and run the same command again");
     }
     left_out_ = left_out;
+    if (!ranks_.first()) return;
     metrics_.reset();  // the file is closed before it is cut
     metrics_ = std::make_unique<MetricsLog>(config_.run.dir, step_, config_.log.tensorboard);
 }

@@ -1,5 +1,6 @@
-// What Trainer does with llmc/smoothness: gradients of the batch that was just trained on, at the new
-// weights, and of another batch. Training reads none of it: its bits are those of a run without.
+// What Trainer does with llmc/smoothness: gradients of the batch that was just trained on, at the
+// new weights, and of another batch. Training reads none of it: its bits are those of a run
+// without.
 #include <cmath>
 
 #include "llmc/train/trainer.h"
@@ -9,7 +10,7 @@ namespace lmo {
 using nlohmann::ordered_json;
 
 void Trainer::prepare_smoothness() {
-    if (config_.smoothness.every == 0) return;
+    if (config_.smoothness.every == 0 || !ranks_.first()) return;
     if (!backend_.has_fp64()) norm_backend_ = make_cpu_backend(config_.run.threads);
     analyzer_ = std::make_unique<SmoothnessAnalyzer>(
         backend_, norm_backend_ ? *norm_backend_ : backend_,
@@ -18,23 +19,25 @@ void Trainer::prepare_smoothness() {
 
 // Whether update `step`, counted from 0, is measured.
 bool Trainer::smoothness_due(int64_t step) const {
-    return analyzer_ != nullptr && step % config_.smoothness.every == 0;
+    return config_.smoothness.every > 0 && step % config_.smoothness.every == 0;
 }
 
 // Loss of a batch in the order of `seed`; its gradient is in gradients_, which no update reads.
 double Trainer::gradient_of_batch(uint64_t seed, int64_t position) {
-    Loader loader(train_set_, seed, config_.batch.micro_batch, position, config_.data.order);
-    return accumulate_gradients(loader).mean;
+    return accumulate_gradients(*make_loader(seed, position)).mean;
 }
 
 void Trainer::measure_smoothness() {
     const int64_t update = step_ - 1;
     const int64_t position = update * config_.batch.sequences;
     const double loss = gradient_of_batch(config_.data.seed, position);
-    analyzer_->after(weights_.master(), gradients_);
+    ranks_.on_first("norms", [this] { analyzer_->after(weights_.master(), gradients_); });
     gradient_of_batch(config_.data.seed + 1, position);
-    const SmoothnessSample sample = analyzer_->other_batch(gradients_);
+    ranks_.on_first("norms", [&] { record_smoothness(update, loss); });
+}
 
+void Trainer::record_smoothness(int64_t update, double loss) {
+    const SmoothnessSample sample = analyzer_->other_batch(gradients_);
     const double moved = sample.weight_change();
     const auto over_change = [&](double change) {
         return sample.moved() ? ordered_json(change / moved) : ordered_json();

@@ -32,20 +32,22 @@ double batch_loss(Backend& backend, Llama& model, const ParameterBuffer& weights
 
 ValidationResult validate(Backend& backend, Llama& model, const ParameterBuffer& weights,
                           const BatchTensors& tensors, SampleStream& samples, int64_t batch,
-                          int64_t batches) {
+                          int64_t batches, int64_t micro_batch, Ranks& ranks) {
     const int64_t length = samples.dataset().sequence_length();
     // Divided, as the product of large settings does not fit an integer.
     const int64_t all = samples.epoch_length();
     const int64_t total = batches > all / batch ? all : batch * batches;
-    std::vector<int32_t> inputs(batch * length), targets(batch * length);
+    std::vector<int32_t> inputs(micro_batch * length), targets(micro_batch * length);
     ValidationResult result{0.0, total * length};
-    for (int64_t first = 0; first < total; first += batch) {
-        const int64_t count = std::min(batch, total - first);
+    for (int64_t first = ranks.rank() * micro_batch; first < total;
+         first += ranks.size() * micro_batch) {
+        const int64_t count = std::min(micro_batch, total - first);
         for (int64_t i = 0; i < count; ++i) {
             samples.copy(first + i, &inputs[i * length], &targets[i * length]);
         }
         result.loss += batch_loss(backend, model, weights, tensors, inputs, targets, count, length);
     }
+    ranks.sum(&result.loss, 1, "validation loss");
     result.loss /= static_cast<double>(result.tokens);
     return result;
 }

@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "llmc/data/stream.h"
+#include "llmc/dist/ranks.h"
 #include "llmc/model/llama.h"
 
 namespace lmo {
@@ -22,10 +23,11 @@ struct ValidationResult {
 };
 
 // Mean loss over `batches` batches of `batch` sequences of the set (fewer when it is smaller), the
-// same ones at every call: the first of its epoch 0.
+// same ones at every call: the first of its epoch 0. The ranks take turns with micro-batches of
+// `micro_batch` sequences.
 ValidationResult validate(Backend& backend, Llama& model, const ParameterBuffer& weights,
                           const BatchTensors& tensors, SampleStream& samples, int64_t batch,
-                          int64_t batches);
+                          int64_t batches, int64_t micro_batch, Ranks& ranks);
 
 // Mean loss over every token of a file but its first, in windows of `length` tokens one after
 // another (the last one may be shorter), `batch` windows at a time. Throws Error for an id >=

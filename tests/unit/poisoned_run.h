@@ -93,7 +93,8 @@ class PoisonedRun : public ::testing::Test {
         std::string error;
         try {
             const RunLock lock(c.run.dir);
-            Trainer trainer(c, backend_, find_checkpoint(c, "auto"));
+            Ranks alone;
+            Trainer trainer(c, backend_, find_checkpoint(c, "auto"), alone);
             status_ = trainer.run();
         } catch (const Error& e) {
             error = e.what();

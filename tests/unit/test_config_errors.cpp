@@ -239,12 +239,39 @@ TEST_F(ConfigErrors, WhatThisVersionLacksIsRefused) {
               "--set: model.attention = \"cudnn\" is not in this version: expected \"own\"");
     EXPECT_EQ(set("model.recompute=block"),
               "--set: model.recompute = \"block\" is not in this version: expected \"none\"");
-    EXPECT_EQ(text(R"({"include": "base.json", "schedule": {
-                       "warmup": {"type": "adaptive", "target_loss": 3},
-                       "compat": {"loss_source": "local"}}})"),
-              "x.json: schedule.compat.loss_source = \"local\" is not in this version: expected "
-              "\"mean\"");
     EXPECT_EQ(set("schedule.compat={}"), "no error");
+}
+
+TEST_F(ConfigErrors, BatchesAreCutOverRanks) {
+    const auto micro_batch = [&](int ranks, const std::vector<std::string>& overrides = {}) {
+        lmo::Config config = load("base.json", overrides);
+        lmo::cut_over_ranks(config, ranks);
+        EXPECT_EQ(config.resolved["batch"]["micro_batch"], config.batch.micro_batch);
+        return config.batch.micro_batch;
+    };
+    EXPECT_EQ(micro_batch(1), 8);
+    EXPECT_EQ(micro_batch(4), 2);
+    EXPECT_EQ(micro_batch(1, {"batch.micro_batch=2"}), 2);
+    EXPECT_EQ(micro_batch(2, {"batch.micro_batch=2"}), 2);
+    const auto error_of = [&](int ranks, const std::vector<std::string>& overrides) -> std::string {
+        try {
+            micro_batch(ranks, overrides);
+        } catch (const lmo::UsageError& error) {
+            return error.what();
+        }
+        return "no error";
+    };
+    EXPECT_EQ(error_of(3, {}),
+              "batch.sequences = 8: expected a multiple of 3 ranks, which share every batch");
+    EXPECT_EQ(error_of(4, {"batch.micro_batch=4"}),
+              "batch.micro_batch = 4: expected a divisor of 2, the batch.sequences = 8 over 4 "
+              "ranks; leave it out, or set it to 2");
+    const std::vector<std::string> local = {
+        R"(schedule.warmup={"type": "adaptive", "target_loss": 3})",
+        "schedule.compat.loss_source=local"};
+    EXPECT_EQ(error_of(1, local), "no error");
+    EXPECT_NE(error_of(2, local).find("schedule.compat.loss_source = \"local\""),
+              std::string::npos);
 }
 
 TEST_F(ConfigErrors, PublishedBehavioursThatFitNothing) {

@@ -291,6 +291,24 @@ TEST_F(DataLoader, MicroBatchDoesNotMatter) {
         EXPECT_EQ(first, stream(micro_batch, 0, 120)) << micro_batch;
 }
 
+// The micro-batches of several ranks, laid side by side, are the stream.
+TEST_F(DataLoader, RanksShareTheStream) {
+    const auto first = stream(1, 0, 120);
+    for (const int64_t ranks : {2, 3, 4})
+        for (const int64_t micro_batch : {1, 2, 5})
+            for (int64_t rank = 0; rank < ranks; ++rank) {
+                Loader loader(*dataset_, 1, micro_batch, 7 + rank * micro_batch, OrderType::own,
+                              ranks * micro_batch);
+                for (int64_t n = 0; n < 5; ++n) {
+                    const HostBatch& batch = loader.next();
+                    const int64_t at = 7 + (n * ranks + rank) * micro_batch;
+                    for (int64_t row = 0; row < micro_batch; ++row)
+                        EXPECT_EQ(batch.inputs[static_cast<size_t>(4 * row)],
+                                  first[static_cast<size_t>(at + row)]);
+                }
+            }
+}
+
 TEST_F(DataLoader, ResumeContinues) {
     const auto first = stream(2, 0, 120);
     for (const int64_t position : {1, 2, 24, 25, 26, 60})

@@ -1,0 +1,92 @@
+// The processes that train one model together, each on its share of every batch. One rank is the
+// ordinary case: nothing is connected and every collective is a no-op.
+//
+// Every rank makes the same calls in the same order; `what` names them in messages. Sums are taken
+// in the order of the ranks, so that equal inputs give equal bits, the same on all ranks. A rank
+// that dies, stalls or calls something else ends all ranks: RanksFailed names it and the
+// collective.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <type_traits>
+#include <vector>
+
+#include "llmc/dist/mesh.h"
+#include "llmc/dist/place.h"
+
+namespace lmo {
+
+class Ranks {
+  public:
+    Ranks();  // one rank
+    // Meets the others. Throws Error saying who did not come, or which port is in use.
+    explicit Ranks(const Place& place);
+    ~Ranks();
+    Ranks(const Ranks&) = delete;
+    Ranks& operator=(const Ranks&) = delete;
+
+    int rank() const { return rank_; }
+    int size() const { return size_; }
+    bool first() const { return rank_ == 0; }  // the one that writes files and speaks
+    void set_timeout(double seconds);
+    int64_t bytes_sent() const;  // by this rank so far
+
+    // values[i] = sum over ranks of values[i]. Takes scratch memory of some MiB.
+    void sum(float* values, int64_t count, const char* what);
+    void sum(double* values, int64_t count, const char* what);
+
+    // What every rank gives, by rank.
+    template <typename T>
+    std::vector<T> gather(const T& mine, const char* what) {
+        static_assert(std::is_trivially_copyable_v<T>);
+        std::vector<T> all(static_cast<size_t>(size_));
+        gather_bytes(&mine, sizeof(T), all.data(), what);
+        return all;
+    }
+    bool any(bool mine, const char* what);
+    void barrier(const char* what) { any(false, what); }
+    // Of rank 0, on all ranks.
+    void broadcast(void* data, size_t bytes, const char* what);
+    std::string broadcast(const std::string& text, const char* what);
+
+    // Rank 0 runs body(), however long it takes; the others wait for it, and notice if rank 0 is
+    // stopped or killed.
+    template <typename Body>
+    void on_first(const char* what, Body body) {
+        if (first()) {
+            const Alive alive(*this);
+            body();
+        }
+        broadcast(nullptr, 0, what);
+    }
+
+    // Throws on every rank where the digests differ: "rank 2: TEXT".
+    void require_equal(uint64_t digest, const char* what, const std::string& text);
+
+    // This rank ends by an error: the others are told. Returns whether this rank is to show
+    // `text`, which then says whose error it is: of several ranks one speaks.
+    bool fails(const Error& error, std::string& text);
+
+  private:
+    // Says every second that this rank lives while it lives.
+    class Alive {
+      public:
+        explicit Alive(Ranks& ranks);
+        ~Alive();
+
+      private:
+        struct Thread;
+        std::unique_ptr<Thread> thread_;
+    };
+
+    template <typename T>
+    void sum_typed(T* values, int64_t count, const char* what);
+    void gather_bytes(const void* mine, size_t bytes, void* all, const char* what);
+
+    int rank_ = 0, size_ = 1;
+    std::unique_ptr<Mesh> mesh_;  // where there are several
+};
+
+}  // namespace lmo
