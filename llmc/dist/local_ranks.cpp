@@ -22,7 +22,7 @@ namespace lmo {
 namespace {
 
 // A rank that has not ended so long after the first one that failed is stopped or hangs.
-constexpr double kGrace = 10.0;
+constexpr double kGrace = 5.0;
 
 struct Child {
     pid_t process;
