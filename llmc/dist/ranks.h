@@ -14,6 +14,7 @@
 #include <vector>
 
 #include "llmc/dist/mesh.h"
+#include "llmc/dist/ownership.h"
 #include "llmc/dist/place.h"
 
 namespace lmo {
@@ -36,6 +37,15 @@ class Ranks {
     // values[i] = sum over ranks of values[i]. Takes scratch memory of some MiB.
     void sum(float* values, int64_t count, const char* what);
     void sum(double* values, int64_t count, const char* what);
+
+    // The same sums, of each piece on its owner alone; on the others it stays as it was.
+    void sum_to_owners(float* values, const std::vector<Piece>& pieces, const char* what);
+    void sum_to_owners(double* values, const std::vector<Piece>& pieces, const char* what);
+    // Every rank gets each piece from its owner.
+    void share(float* values, const std::vector<Piece>& pieces, const char* what);
+    void share(double* values, const std::vector<Piece>& pieces, const char* what);
+    // Rank 0 gets `bytes` from `owner`.
+    void hand_to_first(int owner, void* data, size_t bytes, const char* what);
 
     // What every rank gives, by rank.
     template <typename T>
@@ -83,6 +93,10 @@ class Ranks {
 
     template <typename T>
     void sum_typed(T* values, int64_t count, const char* what);
+    template <typename T>
+    void sum_to_owners_typed(T* values, const std::vector<Piece>& pieces, const char* what);
+    template <typename T>
+    void share_typed(T* values, const std::vector<Piece>& pieces, const char* what);
     void gather_bytes(const void* mine, size_t bytes, void* all, const char* what);
 
     int rank_ = 0, size_ = 1;

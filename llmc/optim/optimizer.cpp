@@ -115,10 +115,10 @@ std::vector<Tensor> shapes_only(const List& list, DType type) {
 }  // namespace
 
 Optimizer::Optimizer(Backend& backend, Arena& arena, const OptimizerConfig& config,
-                     const ParameterList& parameters, DType master)
+                     const ParameterList& parameters, DType master, const OwnedBlocks& owned)
     : backend_(backend), arena_(arena), clip_norm_(config.clip_norm) {
     assert(master == DType::f32 || master == DType::f64);
-    assign_blocks(config, parameters);
+    assign_blocks(config, parameters, owned);
     take_states(arena, parameters, master);
     scalars_ = arena.take("optimizer state", DType::f64, {3});
     norms_ = arena.take("optimizer state", DType::f64, {parameters.size() + 1});
@@ -135,7 +135,8 @@ Optimizer::Optimizer(Backend& backend, Arena& arena, const OptimizerConfig& conf
 
 Optimizer::~Optimizer() = default;
 
-void Optimizer::assign_blocks(const OptimizerConfig& config, const ParameterList& parameters) {
+void Optimizer::assign_blocks(const OptimizerConfig& config, const ParameterList& parameters,
+                              const OwnedBlocks& owned) {
     for (const GroupConfig& stages : config.groups) {
         Group& group = groups_.emplace_back();
         group.momentum = stages.momentum;
@@ -156,6 +157,7 @@ void Optimizer::assign_blocks(const OptimizerConfig& config, const ParameterList
                              " takes no parameter of this model (the first group that matches "
                              "takes it): remove the group, or correct its match or its place");
         }
+        if (owned) std::erase_if(group.blocks, [&](const auto& block) { return !owned(block); });
         // Equal shapes side by side: the spectral norm computes them as one batch.
         std::stable_sort(group.blocks.begin(), group.blocks.end(),
                          [](const ParameterBlock& a, const ParameterBlock& b) {
@@ -251,9 +253,16 @@ void Optimizer::bind(const ParameterBuffer& weights, const ParameterBuffer& copi
     }
 }
 
-double Optimizer::gradient_norm(const ParameterBuffer& gradients) {
+double Optimizer::gradient_norm(const ParameterBuffer& gradients,
+                                const std::function<void(std::vector<double>&)>& complete) {
     bind(gradients);
     backend_.sum_of_squares({gradient_views_, sums_, arena_.workspace()});
+    if (complete) {
+        std::vector<double> sums(static_cast<size_t>(sums_.count()));
+        backend_.copy_out(sums.data(), sums_);
+        complete(sums);
+        backend_.copy_in(sums_, sums.data());
+    }
     backend_.clip_factor({sums_, gradient_norm_, clip_factor_, clip_norm_});
     gradient_norms_.resize(static_cast<size_t>(norms_.count()));
     backend_.copy_out(gradient_norms_.data(), norms_);
@@ -296,6 +305,19 @@ std::unique_ptr<Norm> matrix_norm(const OptimizerConfig& config, const Parameter
                                      [](const Parameter& p) { return p.role == Role::matrix; });
     assert(matrix != parameters.end() && "a model without a matrix");
     return make_norm(config.groups[group_of(config, *matrix)].norm);
+}
+
+std::vector<double> update_costs(const OptimizerConfig& config, const ParameterList& parameters) {
+    // Momentum and the step move about 28 bytes an element, for which a core takes as long as for
+    // so many operations of a product. An estimate, for the balance alone.
+    constexpr double kElement = 100.0;
+    std::vector<double> costs;
+    for (const ParameterBlock& block : parameters.blocks(config.fuse_qkv)) {
+        const GroupConfig& group = config.groups[group_of(config, parameters, block)];
+        costs.push_back(make_norm(group.norm)->flops(block.shape) +
+                        kElement * static_cast<double>(block.shape.count()));
+    }
+    return costs;
 }
 
 double warmup_kappa(const OptimizerConfig& config, const ParameterList& parameters) {

@@ -3,6 +3,7 @@
 // direction.
 #pragma once
 
+#include <functional>
 #include <string>
 #include <vector>
 
@@ -18,14 +19,17 @@ struct StateTensor {
     Tensor tensor;
 };
 
+// Which blocks an optimizer updates; empty: all.
+using OwnedBlocks = std::function<bool(const ParameterBlock&)>;
+
 class Optimizer {
   public:
     // Assigns parameters to groups and takes state memory and workspace from the arena. Throws
     // UsageError when a parameter matches no group, a name pattern no parameter, or a norm no
     // shape. `master` is the type of weights, gradients and states (fp32 or fp64). With a counting
-    // arena `backend` is only asked for workspace sizes.
+    // arena `backend` is only asked for workspace sizes. States and step() are of the `owned` blocks.
     Optimizer(Backend& backend, Arena& arena, const OptimizerConfig& config,
-              const ParameterList& parameters, DType master);
+              const ParameterList& parameters, DType master, const OwnedBlocks& owned = {});
     ~Optimizer();
 
     // Sets all states to zero: the start of a run.
@@ -36,7 +40,10 @@ class Optimizer {
     void start_momentum_from(const ParameterBuffer& weights, double rate);
 
     // Global L2 norm of the gradients, before clipping; prepares the clip factor of step(). Waits.
-    double gradient_norm(const ParameterBuffer& gradients);
+    // `complete`, if given, puts right the sums of squares of the parameters whose gradients are
+    // not all here.
+    double gradient_norm(const ParameterBuffer& gradients,
+                         const std::function<void(std::vector<double>&)>& complete = {});
     // Those of each parameter's gradient, in the same call.
     const std::vector<double>& gradient_norms() const { return gradient_norms_; }
 
@@ -54,7 +61,8 @@ class Optimizer {
   private:
     struct Group;
 
-    void assign_blocks(const OptimizerConfig& config, const ParameterList& parameters);
+    void assign_blocks(const OptimizerConfig& config, const ParameterList& parameters,
+                       const OwnedBlocks& owned);
     void take_states(Arena& arena, const ParameterList& parameters, DType master);
     size_t workspace_bytes(const ParameterList& parameters, DType master) const;
     void bind(const ParameterBuffer& gradients);
@@ -78,6 +86,10 @@ class Optimizer {
 // The norm that the `matrix` role uses: the scale of the adaptive warm-up, and what the smoothness
 // analyzer measures by.
 std::unique_ptr<Norm> matrix_norm(const OptimizerConfig& config, const ParameterList& parameters);
+
+// What an update of each of parameters.blocks(config.fuse_qkv) costs, in floating-point operations of
+// a matrix product.
+std::vector<double> update_costs(const OptimizerConfig& config, const ParameterList& parameters);
 
 // kappa of the adaptive warm-up: the sum over all 2-D blocks (q, k, v as one matrix, the embedding
 // once, an untied head too) of matrix_norm; a group without a norm (adamw)

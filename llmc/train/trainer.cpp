@@ -56,7 +56,11 @@ Trainer::Trainer(const Config& config, Backend& backend, const std::string& chec
       weights_(backend, arena_, parameters_, precision_, true),
       gradients_{&parameters_,
                  arena_.take("gradients", precision_.master, {parameters_.buffer_length()})},
-      optimizer_(backend, arena_, config.optimizer, parameters_, precision_.master),
+      sharding_(config.optimizer, parameters_, ranks.size()),
+      optimizer_(backend, arena_, config.optimizer, parameters_, precision_.master,
+                 [this](const ParameterBlock& block) {
+                     return sharding_.owners[static_cast<size_t>(block.first)] == ranks_.rank();
+                 }),
       schedule_(with_measured_gap(config), warmup_kappa(config.optimizer, parameters_)),
       spikes_(config.log.spike, parameters_.size()),
       validation_samples_(validation_set_, config.data.order, config.data.seed,
@@ -86,9 +90,14 @@ ExitStatus Trainer::run() {
     print_run_summary(console_, config_, backend_, arena_, parameters_, precision_, train_set_,
                       validation_set_);
     if (ranks_.size() > 1) {
+        char balance[32];
+        std::snprintf(balance, sizeof balance, "%.2f", sharding_.balance);
         console_.message("ranks      " + std::to_string(ranks_.size()) + ", each " +
                          std::to_string(micro_batches()) + " x " +
-                         std::to_string(config_.batch.micro_batch) + " sequences of an update");
+                         std::to_string(config_.batch.micro_batch) +
+                         " sequences of an update, and the steps of " +
+                         std::to_string(sharding_.least) + " to " + std::to_string(sharding_.most) +
+                         " blocks (the busiest " + balance + " of the mean)");
     }
     if (ranks_.first()) clean_up();
     if (step_ >= config_.run.steps) {
@@ -157,9 +166,9 @@ void Trainer::outputs(bool stop) {
 Trainer::Update Trainer::update() {
     Timer timer;
     Update result;
-    const BatchLoss loss = accumulate_gradients(*loader_);
+    const BatchLoss loss = accumulate_gradients(*loader_, smoothness_due(step_));
     result.loss = loss.mean;
-    result.gradient_norm = optimizer_.gradient_norm(gradients_);
+    result.gradient_norm = gradient_norm();
     require_finite(result.loss, result.gradient_norm);
     result.seconds = timer.seconds();
     if (analyzer_ && smoothness_due(step_)) analyzer_->before(weights_.master(), gradients_);
@@ -172,6 +181,7 @@ Trainer::Update Trainer::update() {
     }
     optimizer_.set_scalars(result.rate.rate, applied());
     update_->launch();
+    share_weights();
     // Who rolls back must know which update broke the weights; else the next loss will tell.
     if (config_.run.on_nonfinite == OnNonfinite::rollback) require_finite_weights(step_);
     backend_.synchronize();
@@ -184,7 +194,7 @@ Trainer::Update Trainer::update() {
 }
 
 // Mean loss over all micro-batches of all ranks; leaves the gradient of it in gradients_.
-Trainer::BatchLoss Trainer::accumulate_gradients(Loader& loader) {
+Trainer::BatchLoss Trainer::accumulate_gradients(Loader& loader, bool everywhere) {
     backend_.zero(gradients_.flat);
     backend_.zero(batch_.loss);
     double before_last = 0.0;
@@ -200,7 +210,7 @@ Trainer::BatchLoss Trainer::accumulate_gradients(Loader& loader) {
     }
     double loss = 0.0;
     backend_.copy_out(&loss, batch_.loss);
-    sum_gradients();
+    sum_gradients(everywhere);
     return combine({loss, loss - before_last, decisions_});
 }
 

@@ -17,6 +17,7 @@
 #include "llmc/smoothness/analyzer.h"
 #include "llmc/train/config.h"
 #include "llmc/train/run_state.h"
+#include "llmc/train/sharding.h"
 #include "llmc/train/signals.h"
 #include "llmc/train/spike.h"
 #include "llmc/train/validation.h"
@@ -52,7 +53,9 @@ class Trainer {
         double mean;
         double followed;  // what an adaptive schedule is to follow
     };
-    BatchLoss accumulate_gradients(Loader& loader);
+    // `everywhere`: on several ranks too the gradients are complete, not those alone that this one
+    // owns.
+    BatchLoss accumulate_gradients(Loader& loader, bool everywhere);
 
     // What several ranks do (trainer_ranks.cpp).
     struct LocalLoss {
@@ -63,7 +66,12 @@ class Trainer {
     std::unique_ptr<Loader> make_loader(uint64_t seed, int64_t position);
     int64_t micro_batches() const;  // of this rank in an update
     BatchLoss combine(const LocalLoss& local);
-    void sum_gradients();
+    template <typename Change>
+    void on_host(const Tensor& tensor, Change change);
+    void sum_gradients(bool everywhere);
+    double gradient_norm();
+    void share_weights();
+    std::vector<TensorSource> state_sources();
     void remember_decisions(const Update& update);
     void require_same_start();
     void require_same_weights(const std::vector<double>& squares);
@@ -102,7 +110,7 @@ class Trainer {
     void load_initial_weights();
     // A failed save is a warning while training goes on, an Error when nothing follows it.
     void save(bool must_succeed);
-    void write_checkpoint(bool must_succeed);
+    void write_checkpoint(std::vector<TensorSource> states, bool must_succeed);
     nlohmann::json state() const;
     void require_same_data_as(const std::string& checkpoint, const RunState& saved);
     bool due(int64_t every) const { return every > 0 && step_ % every == 0; }
@@ -119,6 +127,7 @@ class Trainer {
     Llama model_;
     Weights weights_;
     ParameterBuffer gradients_;
+    Sharding sharding_;
     Optimizer optimizer_;
     Schedule schedule_;
     SpikeDetector spikes_;
@@ -134,8 +143,8 @@ class Trainer {
     Console console_;
     StopSignals signals_;
 
-    std::vector<std::byte> host_gradients_;  // on the way to the other ranks
-    uint64_t decisions_ = 0;                 // fingerprint of rates and norms, alike on all ranks
+    std::vector<std::byte> host_;          // gradients or weights between ranks
+    uint64_t decisions_ = 0;               // fingerprint of rates and norms, alike on all ranks
     std::vector<double> initial_squares_;  // of the initial weights, for rollback to recognise them
     double peak_flops_ = 0.0;
 

@@ -72,18 +72,17 @@ nlohmann::json Trainer::state() const {
             {"config", config_.resolved}};
 }
 
-// Rank 0 writes, as all hold the same weights and states.
+// Rank 0 writes; it holds the weights, and gets the states of the others first.
 void Trainer::save(bool must_succeed) {
-    ranks_.on_first("checkpoint", [&] { write_checkpoint(must_succeed); });
+    std::vector<TensorSource> states = state_sources();
+    ranks_.on_first("checkpoint", [&] { write_checkpoint(std::move(states), must_succeed); });
     ranks_.broadcast(&saved_step_, sizeof saved_step_, "number of the checkpoint");
     saved_folder_ = ranks_.broadcast(saved_folder_, "name of the checkpoint");
 }
 
-void Trainer::write_checkpoint(bool must_succeed) {
+void Trainer::write_checkpoint(std::vector<TensorSource> states, bool must_succeed) {
     std::vector<TensorSource> optimizer = weights_.master_sources();
-    for (const StateTensor& tensor : optimizer_.states()) {
-        optimizer.push_back(tensor_source(backend_, tensor.name, tensor.tensor));
-    }
+    std::move(states.begin(), states.end(), std::back_inserter(optimizer));
     const json model_config = to_hf_config(config_.model, precision_.compute);
     const json run_state = state();
     metrics_->sync();

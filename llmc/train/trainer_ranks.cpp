@@ -1,7 +1,11 @@
 // What Trainer does on several ranks. Each computes its micro-batches of every batch; losses and
-// gradients are added up, and from then on all do the same with the same numbers. That they do is
-// checked: every update compares a fingerprint of all rates and norms so far, every checkpoint the
-// weights.
+// gradients are added up, each tensor's update is computed by the rank that owns it, which then
+// shares the new weights. All decisions are everybody's, from the same numbers. That these are the
+// same is checked: every update compares a fingerprint of all rates and norms so far, every
+// checkpoint the weights.
+#include <cassert>
+#include <map>
+
 #include "llmc/train/rank_setup.h"
 #include "llmc/train/trainer.h"
 
@@ -40,19 +44,75 @@ Trainer::BatchLoss Trainer::combine(const LocalLoss& local) {
     return {sum.mean_part, size * (compat.last_micro_batch ? all[0].last_part : all[0].mean_part)};
 }
 
-void Trainer::sum_gradients() {
+// Changes a tensor of master type in host memory, where the other ranks can reach it.
+template <typename Change>
+void Trainer::on_host(const Tensor& tensor, Change change) {
     if (ranks_.size() == 1) return;
-    const Tensor& gradients = gradients_.flat;
-    host_gradients_.resize(gradients.bytes());
-    backend_.copy_out(host_gradients_.data(), gradients);
-    if (gradients.dtype == DType::f64) {
-        ranks_.sum(reinterpret_cast<double*>(host_gradients_.data()), gradients.count(),
-                   "sum of gradients");
+    host_.resize(tensor.bytes());
+    backend_.copy_out(host_.data(), tensor);
+    if (tensor.dtype == DType::f64) {
+        change(reinterpret_cast<double*>(host_.data()));
     } else {
-        ranks_.sum(reinterpret_cast<float*>(host_gradients_.data()), gradients.count(),
-                   "sum of gradients");
+        assert(tensor.dtype == DType::f32);
+        change(reinterpret_cast<float*>(host_.data()));
     }
-    backend_.copy_in(gradients, host_gradients_.data());
+    backend_.copy_in(tensor, host_.data());
+}
+
+void Trainer::sum_gradients(bool everywhere) {
+    on_host(gradients_.flat, [&](auto* values) {
+        if (everywhere) {
+            ranks_.sum(values, gradients_.flat.count(), "sum of gradients");
+        } else {
+            ranks_.sum_to_owners(values, sharding_.pieces, "sum of gradients");
+        }
+    });
+}
+
+double Trainer::gradient_norm() {
+    if (ranks_.size() == 1) return optimizer_.gradient_norm(gradients_);
+    return optimizer_.gradient_norm(gradients_, [this](std::vector<double>& sums) {
+        for (size_t i = 0; i < sums.size(); ++i) {
+            if (sharding_.owners[i] != ranks_.rank()) sums[i] = 0.0;
+        }
+        ranks_.sum(sums.data(), static_cast<int64_t>(sums.size()), "norms of gradients");
+    });
+}
+
+void Trainer::share_weights() {
+    if (ranks_.size() == 1) return;
+    on_host(weights_.master().flat,
+            [&](auto* values) { ranks_.share(values, sharding_.pieces, "new weights"); });
+    weights_.refresh_copies();
+}
+
+// The states of all ranks in the order of one, on rank 0: those of others in host memory.
+std::vector<TensorSource> Trainer::state_sources() {
+    std::map<std::string, Tensor> own;
+    for (const StateTensor& state : optimizer_.states()) own[state.name] = state.tensor;
+    Arena plan;
+    const Optimizer all(backend_, plan, config_.optimizer, parameters_, precision_.master);
+    std::vector<TensorSource> sources;
+    for (const StateTensor& state : all.states()) {
+        const int parameter = parameters_.find(state.name.substr(0, state.name.rfind('.')));
+        const int owner = sharding_.owners[static_cast<size_t>(parameter)];
+        if (owner == 0) {
+            if (ranks_.first()) {
+                sources.push_back(tensor_source(backend_, state.name, own.at(state.name)));
+            }
+            continue;
+        }
+        const size_t bytes = state.tensor.bytes();
+        const bool concerned = ranks_.first() || owner == ranks_.rank();
+        const auto host = std::make_shared<std::vector<std::byte>>(concerned ? bytes : 0);
+        if (owner == ranks_.rank()) backend_.copy_out(host->data(), own.at(state.name));
+        ranks_.hand_to_first(owner, host->data(), bytes, "optimizer state");
+        sources.push_back(
+            {state.name, state.tensor.dtype, extents(state.tensor.shape), [host](void* to) {
+                 std::copy(host->begin(), host->end(), static_cast<std::byte*>(to));
+             }});
+    }
+    return sources;
 }
 
 void Trainer::remember_decisions(const Update& update) {

@@ -28,6 +28,9 @@ class Weights {
     void initialise(uint64_t seed);
     void set(const std::function<std::vector<double>(const Parameter&)>& read);
 
+    // After the masters were changed from outside.
+    void refresh_copies();
+
     // The sum of squares of each trainable tensor: finite exactly where all its elements are.
     // Waits. The workspace is that of SumOfSquares over the same tensors.
     std::vector<double> squares(const Tensor& workspace) const;
@@ -39,7 +42,6 @@ class Weights {
 
   private:
     void upload(int64_t offset, const std::vector<double>& values);
-    void refresh_copies();
 
     Backend& backend_;
     const ParameterList& parameters_;

@@ -100,6 +100,24 @@ class SameRunTest(RanksTest):
             self.assertLess(abs(first['ratio'] / second['ratio'] - 1), 1e-3)
 
 
+    def test_numbers_that_are_not_finite(self):
+        """All ranks find them, leave out the same updates and give up together; one says so."""
+        for what in ('stop', 'skip', 'rollback'):
+            with self.subTest(what):
+                keys = ('--set', 'optimizer.lr=1e38', '--set', f'run.on_nonfinite={what}', '--set', 'schedule={}')
+                limit = ('--set', 'run.nonfinite_limit=2') if what != 'stop' else ()
+                one = self.ranks(1, *keys, *limit, run=f'{what}-one', status=1)
+                two = self.ranks(2, *keys, *limit, run=f'{what}-two', status=1)
+                self.assertEqual(one.err.replace('-one', ''), two.err.replace('-two', ''))
+                self.assertEqual(two.err.count('train_gpt: '), 1)
+
+    def test_momentum_that_starts_as_the_weights(self):
+        keys = ('--set', 'optimizer.preset=nsgd', '--set', 'optimizer.compat.momentum_init=parameters')
+        self.ranks(1, *keys, run='one')
+        self.ranks(2, *keys, run='two')
+        self.assert_close('one', 'two')
+
+
 class LaunchTest(RanksTest):
     @unittest.skipUnless(shutil.which('mpirun'), 'no mpirun here (package openmpi-bin)')
     def test_mpirun(self):

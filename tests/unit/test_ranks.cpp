@@ -3,11 +3,13 @@
 #include <gtest/gtest.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <functional>
 #include <map>
 #include <thread>
 
 #include "llmc/core/timer.h"
+#include "llmc/dist/ownership.h"
 #include "llmc/dist/ranks.h"
 #include "llmc/dist/socket.h"
 
@@ -204,6 +206,83 @@ TEST(Ranks, UnequalNumbersAreFoundByAll) {
         ranks.require_equal(ranks.rank() == 1 ? 8 : 7, "test", "has other data than rank 0");
     });
     EXPECT_EQ(errors, (std::vector<std::string>(3, "rank 1: has other data than rank 0")));
+}
+
+// Pieces of unequal size, some ranks without any, gaps that belong to nobody.
+std::vector<Piece> pieces_for(int ranks) {
+    std::vector<Piece> pieces;
+    int64_t offset = 0;
+    const int64_t counts[] = {1, 700, (int64_t{1} << 18) + 3, 64, 5};
+    for (int i = 0; i < 5; ++i) {
+        pieces.push_back({(i * 3 + 1) % ranks, offset, counts[i]});
+        offset += counts[i] + (i == 2 ? 13 : 0);
+    }
+    return pieces;
+}
+
+TEST(Ranks, OwnersGetTheSameSumsAndShare) {
+    for (const int size : {2, 3, 7}) {
+        const std::vector<Piece> pieces = pieces_for(size);
+        const int64_t count = pieces.back().offset + pieces.back().count;
+        const auto errors = on_ranks(size, meeting("owners"), [&](Ranks& ranks) {
+            std::vector<float> mine(static_cast<size_t>(count));
+            for (int64_t i = 0; i < count; ++i) {
+                mine[static_cast<size_t>(i)] = number(ranks.rank(), i);
+            }
+            std::vector<float> all = mine, owned = mine;
+            ranks.sum(all.data(), count, "all");
+            ranks.sum_to_owners(owned.data(), pieces, "owned");
+            std::vector<bool> is_mine(static_cast<size_t>(count), false);
+            for (const Piece& piece : pieces) {
+                for (int64_t i = piece.offset; i < piece.offset + piece.count; ++i) {
+                    is_mine[static_cast<size_t>(i)] = piece.owner == ranks.rank();
+                }
+            }
+            int64_t wrong = 0;
+            for (size_t i = 0; i < mine.size(); ++i) {
+                wrong += owned[i] != (is_mine[i] ? all[i] : mine[i]);
+            }
+            EXPECT_EQ(wrong, 0) << size << " ranks";
+            ranks.share(owned.data(), pieces, "shared");
+            wrong = 0;
+            for (const Piece& piece : pieces) {
+                for (int64_t i = piece.offset; i < piece.offset + piece.count; ++i) {
+                    wrong += owned[static_cast<size_t>(i)] != all[static_cast<size_t>(i)];
+                }
+            }
+            EXPECT_EQ(wrong, 0) << size << " ranks";
+        });
+        EXPECT_EQ(errors, no_errors(size));
+    }
+}
+
+TEST(Ranks, OneHandsToTheFirst) {
+    const auto errors = on_ranks(3, meeting("hand"), [](Ranks& ranks) {
+        for (const int owner : {0, 1, 2}) {
+            int value = ranks.rank() == owner ? 40 + owner : -1;
+            ranks.hand_to_first(owner, &value, sizeof value, "test");
+            if (!ranks.first()) continue;
+            EXPECT_EQ(value, 40 + owner);
+        }
+        ranks.barrier("end");
+    });
+    EXPECT_EQ(errors, no_errors(3));
+}
+
+TEST(Ownership, LongestFirstToTheLeastLoaded) {
+    EXPECT_EQ(deal({3, 3, 2, 2, 2}, 2), (std::vector<int>{0, 1, 0, 1, 0}));
+    EXPECT_EQ(deal({1, 5, 2}, 2), (std::vector<int>{1, 0, 1}));
+    EXPECT_EQ(deal({1, 1}, 4), (std::vector<int>{0, 1}));
+    EXPECT_EQ(deal({1, 2, 3}, 1), (std::vector<int>{0, 0, 0}));
+    EXPECT_TRUE(deal({}, 3).empty());
+    // Never worse than 4/3 of the best (Graham 1969): here 84 matrices of four costs over 8 ranks.
+    std::vector<double> costs;
+    for (int layer = 0; layer < 12; ++layer)
+        costs.insert(costs.end(), {20, 20, 20, 20, 30, 30, 30});
+    std::vector<double> load(8, 0.0);
+    const std::vector<int> owners = deal(costs, 8);
+    for (size_t i = 0; i < costs.size(); ++i) load[static_cast<size_t>(owners[i])] += costs[i];
+    EXPECT_LE(*std::max_element(load.begin(), load.end()), 1.05 * 12 * 170 / 8);
 }
 
 using Variables = std::map<std::string, std::string>;
