@@ -15,15 +15,15 @@ constexpr char kMagic[8] = {'l', 'm', 'o', '.', 'c', 'u', '0', '1'};
 
 struct Hello {
     char magic[8];
-    int32_t rank, size, port, unused;
+    int32_t rank, size, port;
 };
 struct TableEntry {
     char host[64];
-    int32_t port, unused;
+    int32_t port;
 };
 
 Hello hello_of(int rank, int size, int port) {
-    Hello hello{{}, rank, size, port, 0};
+    Hello hello{{}, rank, size, port};
     std::memcpy(hello.magic, kMagic, sizeof kMagic);
     return hello;
 }

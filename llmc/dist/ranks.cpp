@@ -41,18 +41,18 @@ void Ranks::sum_typed(T* values, int64_t count, const char* what) {
     for (int64_t start = 0; start < count; start += kChunk) {
         T* chunk = values + start;
         const int64_t length = std::min(kChunk, count - start);
-        const auto begin = [&](int rank) { return length * rank / size_; };
+        const auto border = [&](int rank) { return length * rank / size_; };
         const auto bytes = [&](int rank) {
-            return static_cast<size_t>(begin(rank + 1) - begin(rank)) * sizeof(T);
+            return static_cast<size_t>(border(rank + 1) - border(rank)) * sizeof(T);
         };
-        const int64_t mine = begin(rank_), own = begin(rank_ + 1) - mine;
+        const int64_t mine = border(rank_), own = border(rank_ + 1) - mine;
         copies.resize(static_cast<size_t>(own * size_));
         std::copy_n(chunk + mine, own, copies.begin() + rank_ * own);
         out.clear();
         in.clear();
         for (int r = 0; r < size_; ++r) {
             if (r == rank_) continue;
-            out.push_back({r, chunk + begin(r), bytes(r)});
+            out.push_back({r, chunk + border(r), bytes(r)});
             in.push_back({r, copies.data() + r * own, bytes(rank_)});
         }
         mesh_->exchange(what, out, in);
@@ -66,7 +66,7 @@ void Ranks::sum_typed(T* values, int64_t count, const char* what) {
         for (int r = 0; r < size_; ++r) {
             if (r == rank_) continue;
             out.push_back({r, chunk + mine, bytes(rank_)});
-            in.push_back({r, chunk + begin(r), bytes(r)});
+            in.push_back({r, chunk + border(r), bytes(r)});
         }
         mesh_->exchange(what, out, in);
     }

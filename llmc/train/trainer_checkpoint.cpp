@@ -170,7 +170,8 @@ void Trainer::restore_state(const RunState& saved, const std::string& checkpoint
             std::to_string(epoch_batch) + " now; set it back to continue");
     }
     if (saved.ranks != ranks_.size()) {
-        console_.message("checkpoint of " + std::to_string(saved.ranks) + " ranks, continued on " +
+        console_.message("checkpoint of " + std::to_string(saved.ranks) +
+                         (saved.ranks == 1 ? " rank" : " ranks") + ", continued on " +
                          std::to_string(ranks_.size()) +
                          ": from here on sums are rounded in another order");
     }
