@@ -316,6 +316,8 @@ void Trainer::log_summary() {
     const double tokens = static_cast<double>(config_.batch.sequences) *
                           static_cast<double>(config_.model.seq_len) *
                           static_cast<double>(updates_here_);
+    double sent = static_cast<double>(ranks_.bytes_sent());  // of this process, like the updates
+    ranks_.sum(&sent, 1, "bytes sent");
     record({{"type", "summary"},
             {"steps", step_},
             {"val_loss", validation_loss_},
@@ -324,7 +326,7 @@ void Trainer::log_summary() {
             {"memory_bytes", arena_.total()},
             {"parameters", parameters_.count()},
             {"ranks", ranks_.size()},
-            {"sent_bytes", ranks_.bytes_sent()}});
+            {"sent_bytes", static_cast<int64_t>(sent)}});
     char text[160];
     std::snprintf(text, sizeof text, "finished: validation loss %.4f, %s at %s tokens/s",
                   validation_loss_, format_duration(training_seconds_).c_str(),

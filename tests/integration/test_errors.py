@@ -41,7 +41,7 @@ class ErrorTest(CliTest):
 
     def test_devices(self):
         self.config()
-        self.expect(2, 'several GPUs', arguments=['--gpus', '2'])
+        self.expect(2, 'training on 2 GPUs is not part of this version', arguments=['--gpus', '2'])
         nowhere = {'CUDA_VISIBLE_DEVICES': ''}  # hides the GPUs of a machine that has some
         for arguments in (['--device', 'cuda'], ['--gpus', '1']):
             result = self.run_cli('train', '--config', 'config.json', *arguments, environment=nowhere)

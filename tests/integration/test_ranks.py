@@ -75,8 +75,12 @@ class SameRunTest(RanksTest):
         phases = [line['phase'] for line in self.metrics('two', 'train')]
         self.assertEqual({'warmup', 'decay'}, set(phases))
         self.assert_same_run('two', 'again', 20)
-        self.assertEqual(self.metrics('two', 'summary')[0]['ranks'], 2)
-        self.assertGreater(self.metrics('two', 'summary')[0]['sent_bytes'], 0)
+        summary = self.metrics('two', 'summary')[0]
+        self.assertEqual(summary['ranks'], 2)
+        # Gradients to their owners and weights back, in fp32: 2 (N - 1) times all of them.
+        expected = 20 * 2 * 4 * summary['parameters']
+        self.assertGreater(summary['sent_bytes'], expected)
+        self.assertLess(summary['sent_bytes'], 1.05 * expected)
 
     def test_resume_on_another_number_of_ranks(self):
         self.ranks(1, run='one')
