@@ -30,7 +30,7 @@
 #include "llmc/train/commands.h"
 // defines: Config, load_config
 #include "llmc/train/config.h"
-// defines: ConfigOptions, add_device, integer_in, number_in
+// defines: ConfigOptions, add_device, integer_in, is_unknown_command, number_in
 #include "llmc/train/options.h"
 // defines: PlanCommand, add_plan, run_plan
 #include "llmc/train/plan_options.h"
@@ -269,6 +269,7 @@ int main(int argc, char** argv) {
     try {
         app.parse(argc, argv);
     } catch (const CLI::ParseError& error) {
+        if (is_unknown_command(app, argc, argv)) return status(ExitStatus::usage_error);
         // --help is a ParseError too, with exit code 0.
         return app.exit(error) == 0 ? 0 : status(ExitStatus::usage_error);
     }

@@ -4,10 +4,13 @@
 #include <CLI/CLI.hpp>
 #include <cerrno>
 #include <cstdint>
+#include <cstdio>
 #include <cstdlib>
 #include <sstream>
 #include <string>
 #include <vector>
+
+#include "llmc/core/text.h"
 
 namespace lmo {
 
@@ -55,6 +58,17 @@ struct ConfigOptions {
             ->take_all();
     }
 };
+
+// Whether the first argument names no subcommand; then says so. CLI11 would say that one is
+// missing.
+inline bool is_unknown_command(CLI::App& app, int argc, char** argv) {
+    const std::string name = argc > 1 ? argv[1] : "-";
+    const auto same = [&](const CLI::App* command) { return command->get_name() == name; };
+    if (name.rfind('-', 0) == 0 || !app.get_subcommands(same).empty()) return false;
+    std::fprintf(stderr, "train_gpt: unknown command \"%s\"; train_gpt --help lists them\n",
+                 printable(name).c_str());
+    return true;
+}
 
 // For commands without a configuration file.
 inline void add_device(CLI::App* command, std::string& device, int& threads) {

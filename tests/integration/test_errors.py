@@ -24,6 +24,13 @@ class ErrorTest(CliTest):
 
     # -- command line --------------------------------------------------------------------------------
 
+    def test_unknown_command(self):
+        for name in ('trian', ''):
+            result = self.run_cli(name, '--config', 'x.json')
+            self.assertEqual(result.status, 2)
+            self.assertEqual(result.err, f'train_gpt: unknown command "{name}"; train_gpt --help lists them\n')
+        self.assertEqual(self.run_cli('--help').status, 0)
+
     def test_command_line(self):
         for arguments in ([], ['trian'], ['train'], ['train', '--config'], ['train', '--confg', 'x'],
                           ['eval', '--checkpoint', 'x'], ['generate', '--tokens', '-3']):
