@@ -3,6 +3,7 @@
 #include <cmath>
 #include <cstdio>
 #include <functional>
+#include <map>
 
 #include "llmc/io/console.h"
 #include "llmc/io/files.h"
@@ -11,6 +12,7 @@
 #include "llmc/train/device.h"
 #include "llmc/train/measure.h"
 #include "llmc/train/resume.h"
+#include "llmc/train/sharding.h"
 
 namespace lmo {
 
@@ -39,10 +41,47 @@ struct Device {
     }
 };
 
-size_t bytes_of(const Config& config, const Device& device, int64_t micro_batch) {
-    Arena plan;
+// Who updates what, and what that takes.
+struct Ownership {
+    Sharding sharding;
+    // Bytes of each kind of optimizer state of the rank that has most of them.
+    std::map<std::string, size_t> states;
+    int heaviest = 0;  // that rank
+
+    Ownership(const Config& config, const Device& device, const ParameterList& parameters,
+              int ranks)
+        : sharding(config.optimizer, parameters, ranks) {
+        Arena plan;
+        const Optimizer all(*device.backend, plan, config.optimizer, parameters,
+                            device.precision.master);
+        std::vector<std::map<std::string, size_t>> kinds(static_cast<size_t>(ranks));
+        std::vector<size_t> bytes(kinds.size(), 0);
+        for (const StateTensor& state : all.states()) {
+            const size_t dot = state.name.rfind('.');
+            const int parameter = parameters.find(state.name.substr(0, dot));
+            const auto owner = static_cast<size_t>(sharding.owners[static_cast<size_t>(parameter)]);
+            kinds[owner][state.name.substr(dot + 1)] += state.tensor.bytes();
+            bytes[owner] += state.tensor.bytes();
+        }
+        heaviest = static_cast<int>(std::max_element(bytes.begin(), bytes.end()) - bytes.begin());
+        states = kinds[static_cast<size_t>(heaviest)];
+    }
+
+    ordered_json to_json() const {
+        ordered_json ranks = ordered_json::array();
+        for (const Sharding::Share& share : sharding.shares) {
+            ranks.push_back(
+                {{"blocks", share.blocks}, {"elements", share.elements}, {"cost", share.cost}});
+        }
+        return ranks;
+    }
+};
+
+// Of the rank that takes most.
+size_t bytes_of(const Config& config, const Device& device, const Ownership& ownership,
+                int64_t micro_batch, Arena& plan) {
     plan_memory(*device.backend, plan, config.model, device.precision, micro_batch,
-                &config.optimizer);
+                &config.optimizer, ownership.sharding.owned_by(ownership.heaviest));
     return plan.total();
 }
 
@@ -58,10 +97,11 @@ int64_t largest(int64_t most, const std::function<bool(int64_t)>& fits) {
 
 // Of the whole run's micro-batches: the largest that fits, and the largest that divides the batch
 // too.
-ordered_json micro_batches(const Config& config, const Device& device, double bytes,
-                           int64_t sequences) {
+ordered_json micro_batches(const Config& config, const Device& device, const Ownership& ownership,
+                           double bytes, int64_t sequences) {
     const auto fits = [&](int64_t micro_batch) {
-        return static_cast<double>(bytes_of(config, device, micro_batch)) <= bytes;
+        Arena plan;
+        return static_cast<double>(bytes_of(config, device, ownership, micro_batch, plan)) <= bytes;
     };
     int64_t even = largest(sequences, fits);
     while (even > 0 && sequences % even != 0) --even;
@@ -70,41 +110,9 @@ ordered_json micro_batches(const Config& config, const Device& device, double by
         {"memory", bytes}, {"largest_micro_batch", largest(kMost, fits)}, {"of_this_batch", even}};
 }
 
-int64_t sequences_per_rank(const Config& config, int64_t ranks) {
-    const int64_t sequences = config.batch.sequences;
-    if (sequences % ranks != 0) {
-        throw UsageError("--ranks " + std::to_string(ranks) + ": batch.sequences = " +
-                         std::to_string(sequences) + " cannot be cut into equal parts for them");
-    }
-    return sequences / ranks;
-}
-
-int64_t micro_batch_per_rank(const Config& config, int64_t ranks) {
-    const int64_t sequences = sequences_per_rank(config, ranks);
-    const int64_t given = config.batch.micro_batch;
-    if (given == config.batch.sequences) return sequences;  // its default
-    if (sequences % given == 0) return given;
-    throw UsageError("--ranks " + std::to_string(ranks) +
-                     ": batch.micro_batch = " + std::to_string(given) + " does not divide the " +
-                     std::to_string(sequences) + " sequences of a rank");
-}
-
-ordered_json by_state(const Config& config, const Device& device, const ParameterList& parameters) {
-    Arena plan;
-    const Optimizer optimizer(*device.backend, plan, config.optimizer, parameters,
-                              device.precision.master);
-    ordered_json states = ordered_json::object();
-    for (const StateTensor& state : optimizer.states()) {
-        const std::string kind = state.name.substr(state.name.rfind('.') + 1);
-        states[kind] = states.value(kind, size_t{0}) + state.tensor.bytes();
-    }
-    return states;
-}
-
-// Of a ring: every rank sends and receives all gradients twice, but for its own part.
-double bytes_sent(const Config& config, const Device& device, int64_t ranks) {
-    const ParameterList parameters = llama_parameters(config.model);
-    const double bytes = static_cast<double>(parameters.buffer_length()) *
+// Gradients to the owners and new weights back: 2 (N-1) times all parameters, over N ranks.
+double bytes_sent(const Device& device, const ParameterList& parameters, int64_t ranks) {
+    const double bytes = static_cast<double>(parameters.count()) *
                          static_cast<double>(size_of(device.precision.master));
     return 2.0 * bytes * static_cast<double>(ranks - 1) / static_cast<double>(ranks);
 }
@@ -185,9 +193,12 @@ std::string warmup_in_words(const ScheduleConfig& schedule) {
 }
 
 ordered_json make_plan(const Config& config, const PlanOptions& options, const Device& device,
-                       const Arena& memory, int64_t micro_batch) {
-    const ParameterList parameters = llama_parameters(config.model);
-    const int64_t ranks = options.ranks;
+                       const ParameterList& parameters) {
+    const int64_t ranks = options.ranks, micro_batch = config.batch.micro_batch;
+    const int64_t share = config.batch.sequences / ranks;
+    const Ownership ownership(config, device, parameters, static_cast<int>(ranks));
+    Arena memory;
+    bytes_of(config, device, ownership, micro_batch, memory);
     const int64_t tokens = config.batch.sequences * config.model.seq_len;
     const double flops = flops_per_token(config.model),
                  update = flops * static_cast<double>(tokens);
@@ -199,14 +210,14 @@ ordered_json make_plan(const Config& config, const PlanOptions& options, const D
         {"compute", to_string(device.precision.compute)},
         {"ranks", ranks},
         {"micro_batch", micro_batch},
-        {"micro_batches", sequences_per_rank(config, ranks) / micro_batch},
+        {"micro_batches", share / micro_batch},
         {"memory", {{"total", memory.total()}, {"parts", parts}}},
-        {"optimizer_state", by_state(config, device, parameters)},
-        {"fits", micro_batches(config, device, free, sequences_per_rank(config, ranks))},
+        {"optimizer_state", ownership.states},
+        {"fits", micro_batches(config, device, ownership, free, share)},
         {"tokens_per_update", tokens},
         {"flops_per_token", flops},
         {"flops_per_update", update},
-        {"bytes_sent_per_update", bytes_sent(config, device, ranks)},
+        {"bytes_sent_per_update", bytes_sent(device, parameters, ranks)},
     };
     if (config.run.steps > 0) {
         const double steps = static_cast<double>(config.run.steps);
@@ -214,6 +225,10 @@ ordered_json make_plan(const Config& config, const PlanOptions& options, const D
                      {"tokens", steps * static_cast<double>(tokens)},
                      {"flops", steps * update},
                      {"epochs", epochs(config)}});
+    }
+    if (ranks > 1) {
+        plan["ownership"] = ownership.to_json();
+        plan["steps_of_each_rank"] = ownership.sharding.describe();
     }
     plan["time"] = time_of(options, config, device, update, ranks);
     return plan;
@@ -246,9 +261,11 @@ void print_cost(const ordered_json& plan) {
     if (plan.contains("flops")) std::printf(", %.3g in the run", plan["flops"].get<double>());
     std::printf("\n");
     if (plan["ranks"] > 1) {
+        std::printf("owners     each rank takes the steps of %s\n",
+                    plan["steps_of_each_rank"].get<std::string>().c_str());
         std::printf(
-            "traffic    %s sent by each rank in an update: gradients, summed in a ring "
-            "(estimate)\n",
+            "traffic    %s sent by a rank in an update: gradients to the owners of their tensors, "
+            "new weights to all\n",
             format_bytes(plan["bytes_sent_per_update"]).c_str());
     }
     const ordered_json& time = plan["time"];
@@ -271,7 +288,7 @@ void print_cost(const ordered_json& plan) {
 
 void print_memory(const ordered_json& plan, const Device& device) {
     std::printf("memory     %s%s%s\n", format_bytes(plan["memory"]["total"]).c_str(),
-                plan["ranks"] > 1 ? " on each rank" : "",
+                plan["ranks"] > 1 ? " on the rank that takes most" : "",
                 device.stand_in ? " (no GPU here: the workspace is that of the CPU)" : "");
     for (const auto& [part, bytes] : plan["memory"]["parts"].items()) {
         std::printf("  %-24s%s\n", part.c_str(), format_bytes(bytes).c_str());
@@ -303,18 +320,18 @@ void print_plan(const ordered_json& plan, const Config& config, const Device& de
 
 }  // namespace
 
-void run_plan(const Config& config, const PlanOptions& options) {
+void run_plan(Config config, const PlanOptions& options) {
     if (config.batch.sequences < 1) {
         throw UsageError(
             "batch.sequences is missing: a plan is about a batch; give it in the file, or "
             "by --set batch.sequences=N");
     }
+    cut_over_ranks(config, static_cast<int>(options.ranks));
     const Device device(config, options.device.empty() ? config.run.device : options.device);
-    const int64_t micro_batch = micro_batch_per_rank(config, options.ranks);
-    Arena memory;
-    plan_memory(*device.backend, memory, config.model, device.precision, micro_batch,
+    Arena whole;  // refuses absurd sizes before anything is done by tensor
+    plan_memory(*device.backend, whole, config.model, device.precision, config.batch.micro_batch,
                 &config.optimizer);
-    const ordered_json plan = make_plan(config, options, device, memory, micro_batch);
+    const ordered_json plan = make_plan(config, options, device, llama_parameters(config.model));
     if (!options.json) return print_plan(plan, config, device);
     std::printf("%s\n", plan.dump().c_str());
     flush_output();

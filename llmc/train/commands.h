@@ -28,7 +28,7 @@ struct PlanOptions {
     double mfu = 0.5;              // share of it that training is assumed to reach
     bool json = false;
 };
-void run_plan(const Config& config, const PlanOptions& options);
+void run_plan(Config config, const PlanOptions& options);
 
 // Fits the smoothness model to the measurements in a run's metrics.jsonl.
 struct SmoothnessOptions {

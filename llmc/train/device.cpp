@@ -94,7 +94,8 @@ constexpr double kMostBytes = 0x1p60;  // counts of bytes stay exact
 }  // namespace
 
 void plan_memory(Backend& backend, Arena& plan, const LlamaConfig& config,
-                 const ModelPrecision& precision, int64_t batch, const OptimizerConfig* optimizer) {
+                 const ModelPrecision& precision, int64_t batch, const OptimizerConfig* optimizer,
+                 const OwnedBlocks& owned) {
     const double least = least_bytes(config, precision, batch);
     if (least > kMostBytes) {
         throw Error("the model needs at least " + format_bytes(least) +
@@ -107,16 +108,16 @@ void plan_memory(Backend& backend, Arena& plan, const LlamaConfig& config,
     const Weights weights(backend, plan, parameters, precision, training);
     if (training) {
         plan.take("gradients", precision.master, {parameters.buffer_length()});
-        const Optimizer counted(backend, plan, *optimizer, parameters, precision.master);
+        const Optimizer counted(backend, plan, *optimizer, parameters, precision.master, owned);
     }
     plan.workspace();
 }
 
 void require_memory(Backend& backend, const LlamaConfig& config, const ModelPrecision& precision,
-                    int64_t batch, const OptimizerConfig* optimizer) {
+                    int64_t batch, const OptimizerConfig* optimizer, const OwnedBlocks& owned) {
     require_free(backend, least_bytes(config, precision, batch));
     Arena plan;
-    plan_memory(backend, plan, config, precision, batch, optimizer);
+    plan_memory(backend, plan, config, precision, batch, optimizer, owned);
     require_free(backend, static_cast<double>(plan.total()));
 }
 

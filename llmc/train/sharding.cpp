@@ -1,32 +1,49 @@
 #include "llmc/train/sharding.h"
 
 #include <algorithm>
-
-#include "llmc/optim/optimizer.h"
+#include <cstdio>
 
 namespace lmo {
 
 Sharding::Sharding(const OptimizerConfig& config, const ParameterList& parameters, int ranks)
-    : owners(static_cast<size_t>(parameters.size()), 0) {
+    : owners(static_cast<size_t>(parameters.size()), 0), shares(static_cast<size_t>(ranks)) {
     const std::vector<ParameterBlock> blocks = parameters.blocks(config.fuse_qkv);
     const std::vector<double> costs = update_costs(config, parameters);
     const std::vector<int> dealt = deal(costs, ranks);
-    std::vector<double> load(static_cast<size_t>(ranks), 0.0);
-    std::vector<int> count(load.size(), 0);
     double sum = 0.0;
+    for (const double cost : costs) sum += cost;
     for (size_t i = 0; i < blocks.size(); ++i) {
         const ParameterBlock& block = blocks[i];
         for (int p = block.first; p < block.first + block.count; ++p) {
             owners[static_cast<size_t>(p)] = dealt[i];
         }
-        pieces.push_back({dealt[i], parameters.offset(block.first), block.shape.count()});
-        load[static_cast<size_t>(dealt[i])] += costs[i];
-        ++count[static_cast<size_t>(dealt[i])];
-        sum += costs[i];
+        const int64_t elements = block.shape.count();
+        pieces.push_back({dealt[i], parameters.offset(block.first), elements});
+        Share& share = shares[static_cast<size_t>(dealt[i])];
+        ++share.blocks;
+        share.elements += elements;
+        share.cost += costs[i] / sum;
     }
-    least = *std::min_element(count.begin(), count.end());
-    most = *std::max_element(count.begin(), count.end());
-    balance = *std::max_element(load.begin(), load.end()) * ranks / sum;
+}
+
+OwnedBlocks Sharding::owned_by(int rank) const {
+    return [this, rank](const ParameterBlock& block) {
+        return owners[static_cast<size_t>(block.first)] == rank;
+    };
+}
+
+std::string Sharding::describe() const {
+    int least = shares[0].blocks, most = 0;
+    double busiest = 0.0;
+    for (const Share& share : shares) {
+        least = std::min(least, share.blocks);
+        most = std::max(most, share.blocks);
+        busiest = std::max(busiest, share.cost * static_cast<double>(shares.size()));
+    }
+    char text[96];
+    std::snprintf(text, sizeof text, "%d to %d blocks (the busiest rank %.2f of the mean)", least,
+                  most, busiest);
+    return text;
 }
 
 }  // namespace lmo

@@ -1,5 +1,7 @@
 #include "llmc/train/trainer.h"
 
+#include <algorithm>
+
 #include "llmc/core/timer.h"
 #include "llmc/io/checkpoint.h"
 #include "llmc/io/files.h"
@@ -29,8 +31,15 @@ ExitStatus train(Config config, const std::string& resume, Ranks& ranks) {
     });
     checkpoint = ranks.broadcast(checkpoint, "name of the checkpoint");
     const std::unique_ptr<Backend> backend = make_rank_backend(config, ranks);
-    require_memory(*backend, config.model, choose_precision(config, *backend),
-                   config.batch.micro_batch, &config.optimizer);
+    const ModelPrecision precision = choose_precision(config, *backend);
+    const bool alone = ranks.size() == 1;
+    require_memory(*backend, config.model, precision, config.batch.micro_batch,
+                   alone ? &config.optimizer : nullptr);
+    if (!alone) {
+        const Sharding sharding(config.optimizer, llama_parameters(config.model), ranks.size());
+        require_memory(*backend, config.model, precision, config.batch.micro_batch,
+                       &config.optimizer, sharding.owned_by(ranks.rank()));
+    }
     Trainer trainer(config, *backend, checkpoint, ranks);
     const ExitStatus status = trainer.run();
     ranks.barrier("end");
@@ -58,9 +67,7 @@ Trainer::Trainer(const Config& config, Backend& backend, const std::string& chec
                  arena_.take("gradients", precision_.master, {parameters_.buffer_length()})},
       sharding_(config.optimizer, parameters_, ranks.size()),
       optimizer_(backend, arena_, config.optimizer, parameters_, precision_.master,
-                 [this](const ParameterBlock& block) {
-                     return sharding_.owners[static_cast<size_t>(block.first)] == ranks_.rank();
-                 }),
+                 sharding_.owned_by(ranks.rank())),
       schedule_(with_measured_gap(config), warmup_kappa(config.optimizer, parameters_)),
       spikes_(config.log.spike, parameters_.size()),
       validation_samples_(validation_set_, config.data.order, config.data.seed,
@@ -90,14 +97,10 @@ ExitStatus Trainer::run() {
     print_run_summary(console_, config_, backend_, arena_, parameters_, precision_, train_set_,
                       validation_set_);
     if (ranks_.size() > 1) {
-        char balance[32];
-        std::snprintf(balance, sizeof balance, "%.2f", sharding_.balance);
         console_.message("ranks      " + std::to_string(ranks_.size()) + ", each " +
                          std::to_string(micro_batches()) + " x " +
                          std::to_string(config_.batch.micro_batch) +
-                         " sequences of an update, and the steps of " +
-                         std::to_string(sharding_.least) + " to " + std::to_string(sharding_.most) +
-                         " blocks (the busiest " + balance + " of the mean)");
+                         " sequences of an update, and the steps of " + sharding_.describe());
     }
     if (ranks_.first()) clean_up();
     if (step_ >= config_.run.steps) {
@@ -318,12 +321,13 @@ void Trainer::log_summary() {
                           static_cast<double>(updates_here_);
     double sent = static_cast<double>(ranks_.bytes_sent());  // of this process, like the updates
     ranks_.sum(&sent, 1, "bytes sent");
+    const std::vector<size_t> memory = ranks_.gather(arena_.total(), "memory");
     record({{"type", "summary"},
             {"steps", step_},
             {"val_loss", validation_loss_},
             {"tokens_per_s", tokens / training_seconds_},
             {"seconds", training_seconds_},
-            {"memory_bytes", arena_.total()},
+            {"memory_bytes", *std::max_element(memory.begin(), memory.end())},
             {"parameters", parameters_.count()},
             {"ranks", ranks_.size()},
             {"sent_bytes", static_cast<int64_t>(sent)}});

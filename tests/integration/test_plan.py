@@ -54,11 +54,23 @@ class PlanTest(CliTest):
         one, four = self.plan(), self.plan('--ranks', '4')
         self.assertEqual([plan['micro_batch'] for plan in (one, four)], [8, 2])
         self.assertEqual(one['bytes_sent_per_update'], 0)
-        gradients = four['memory']['parts']['gradients']
-        self.assertEqual(four['bytes_sent_per_update'], 2 * gradients * 3 / 4)
-        self.assertIn('cannot be cut into equal parts', self.plan('--ranks', '3', status=2))
-        self.assertIn('does not divide the 2 sequences', self.plan('--ranks', '4', '--set', 'batch.micro_batch=4',
-                                                                   status=2))
+        self.assertEqual(four['bytes_sent_per_update'], 2 * 4 * four['parameters'] * 3 / 4)
+        self.assertEqual(len(four['ownership']), 4)
+        self.assertEqual(sum(rank['elements'] for rank in four['ownership']), four['parameters'])
+        self.assertAlmostEqual(sum(rank['cost'] for rank in four['ownership']), 1.0)
+        self.assertLess(four['memory']['parts']['optimizer state'], one['memory']['parts']['optimizer state'] / 2)
+        self.assertIn('expected a multiple of 3 ranks', self.plan('--ranks', '3', status=2))
+        self.assertIn('expected a divisor of 2', self.plan('--ranks', '4', '--set', 'batch.micro_batch=4', status=2))
+        self.assertIn('the steps of', self.run_cli('plan', '--config', 'config.json', '--ranks', '4').out)
+
+    def test_memory_and_traffic_of_ranks(self):
+        self.config(run={'steps': 20, 'threads': 1}, optimizer={'preset': 'muon', 'lr': 0.01}, batch={'micro_batch': None})
+        plan = self.plan('--ranks', '2')
+        self.train('--device', 'cpu', '--gpus', '2')
+        summary = self.metrics(kind='summary')[0]
+        self.assertEqual(plan['memory']['total'], summary['memory_bytes'])
+        per_update = summary['sent_bytes'] / 20 / 2
+        self.assertLess(abs(per_update / plan['bytes_sent_per_update'] - 1), 0.05)
 
     def test_needs_no_data_and_no_gpu(self):
         self.config(data=None, batch={'sequences': 4, 'micro_batch': None})
