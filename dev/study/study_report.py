@@ -177,10 +177,10 @@ def tables(results):
 
 def fill(page, blocks):
     for name, text in blocks.items():
-        pattern = re.compile(rf'(<!-- {name} -->\n).*?(\n<!-- end {name} -->)', re.DOTALL)
+        pattern = re.compile(rf'(<!-- {name} -->\n).*?(<!-- end {name} -->)', re.DOTALL)
         if not pattern.search(page):
             raise SweepError(f'warmup_study.md has no place for the table "{name}"', 1)
-        page = pattern.sub(lambda match, text=text: match.group(1) + text + match.group(2), page)
+        page = pattern.sub(lambda match, text=text: match.group(1) + text + '\n' + match.group(2), page)
     return page
 
 
