@@ -47,8 +47,9 @@ def paired(rows, others):
     """Mean difference over the seeds that both have, and its standard error."""
     a, b = losses(rows), losses(others)
     differences = [a[seed] - b[seed] for seed in a if seed in b]
-    error = statistics.stdev(differences) / math.sqrt(len(differences)) if len(differences) > 1 else math.nan
-    return statistics.fmean(differences), error
+    if len(differences) < 2 or not all(map(math.isfinite, differences)):
+        return statistics.fmean(differences), math.nan
+    return statistics.fmean(differences), statistics.stdev(differences) / math.sqrt(len(differences))
 
 
 def end_of(rows):
@@ -222,7 +223,7 @@ def draw_warmups(pyplot, results, path):
         axis.set_xscale('log')
         axis.set_xlabel('updates of the warm-up (of 600)')
     axes[0][1].set_ylabel('final validation loss')
-    axes[0][1].legend(fontsize=7)
+    axes[len(axes) // 2][1].legend(fontsize=7, loc='center left')
     save_figure(pyplot, figure, path)
 
 
@@ -251,7 +252,7 @@ def draw_traces(pyplot, results, path):
         axes[1][column].set_ylim(1.4, 4)
     axes[0][0].set_ylabel('learning rate')
     axes[1][0].set_ylabel('training loss (smoothed)')
-    axes[0][0].legend(fontsize=7)
+    axes[1][0].legend(*axes[0][0].get_legend_handles_labels(), fontsize=7, loc='upper right')
     save_figure(pyplot, figure, path)
 
 
