@@ -50,11 +50,11 @@ struct Ownership {
 
     Ownership(const Config& config, const Device& device, const ParameterList& parameters,
               int ranks)
-        : sharding(config.optimizer, parameters, ranks) {
+        : sharding(config.optimizer, parameters, ranks_drift(config, ranks) ? 1 : ranks) {
         Arena plan;
         const Optimizer all(*device.backend, plan, config.optimizer, parameters,
                             device.precision.master);
-        std::vector<std::map<std::string, size_t>> kinds(static_cast<size_t>(ranks));
+        std::vector<std::map<std::string, size_t>> kinds(sharding.shares.size());
         std::vector<size_t> bytes(kinds.size(), 0);
         for (const StateTensor& state : all.states()) {
             const size_t dot = state.name.rfind('.');
@@ -226,7 +226,7 @@ ordered_json make_plan(const Config& config, const PlanOptions& options, const D
                      {"flops", steps * update},
                      {"epochs", epochs(config)}});
     }
-    if (ranks > 1) {
+    if (ranks > 1 && !ranks_drift(config, static_cast<int>(ranks))) {
         plan["ownership"] = ownership.to_json();
         plan["steps_of_each_rank"] = ownership.sharding.describe();
     }

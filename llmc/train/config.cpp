@@ -326,12 +326,13 @@ std::vector<std::string> config_differences(const Json& one, const Json& other) 
 void cut_over_ranks(Config& config, int ranks) {
     Config::Batch& batch = config.batch;
     const std::string over = std::to_string(ranks) + (ranks == 1 ? " rank" : " ranks");
-    if (ranks > 1 && config.schedule.compat.local) {
-        throw UsageError(
-            "schedule.compat.loss_source = \"local\": the ranks would follow rates of their own "
-            "and "
-            "their weights would drift apart, which is not in this version for " +
-            over + "; use \"mean\" or \"rank0\"");
+    if (ranks_drift(config, ranks)) {
+        const std::string local = "schedule.compat.loss_source = \"local\" on " + over +
+                                  ", whose weights drift apart: expected ";
+        if (config.run.on_nonfinite != OnNonfinite::stop) {
+            throw UsageError(local + "run.on_nonfinite = \"stop\"");
+        }
+        if (config.smoothness.every > 0) throw UsageError(local + "smoothness.every = 0");
     }
     if (batch.sequences % ranks != 0) {
         throw UsageError("batch.sequences = " + std::to_string(batch.sequences) +

@@ -77,6 +77,12 @@ struct Config {
                    // run_config.json stores. The preset's groups are written out.
 };
 
+// Whether each rank follows its own loss (schedule.compat.loss_source "local"): rates and weights
+// of their own, as published; nothing is sharded then.
+inline bool ranks_drift(const Config& config, int ranks) {
+    return ranks > 1 && config.schedule.compat.local;
+}
+
 // Which keys a command cannot do without; for `model` the optimizer's are not read.
 enum class ConfigUse { train, schedule, model };
 

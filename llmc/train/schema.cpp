@@ -249,8 +249,8 @@ std::vector<Key> schedule_compat_keys() {
          "published: last_micro_batch, its mean loss divided by the number of micro-batches",
          adaptive},
         {"schedule.compat.loss_source", one_of({"mean", "rank0", "local"}), is("mean"),
-         "published: local, each rank by its own loss (with one rank only, where all are the "
-         "same: several would drift apart); rank0: the loss of rank 0's share of the batch",
+         "published: local, each rank by its own loss, so that their weights drift apart; rank0: "
+         "the loss of rank 0's share of the batch",
          adaptive},
         {"schedule.compat.late_decay", boolean(), is(false),
          "published: true, a cosine or linear decay leaves out its first two points", adaptive},

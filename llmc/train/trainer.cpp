@@ -32,10 +32,10 @@ ExitStatus train(Config config, const std::string& resume, Ranks& ranks) {
     checkpoint = ranks.broadcast(checkpoint, "name of the checkpoint");
     const std::unique_ptr<Backend> backend = make_rank_backend(config, ranks);
     const ModelPrecision precision = choose_precision(config, *backend);
-    const bool alone = ranks.size() == 1;
+    const bool whole = ranks.size() == 1 || ranks_drift(config, ranks.size());
     require_memory(*backend, config.model, precision, config.batch.micro_batch,
-                   alone ? &config.optimizer : nullptr);
-    if (!alone) {
+                   whole ? &config.optimizer : nullptr);
+    if (!whole) {
         const Sharding sharding(config.optimizer, llama_parameters(config.model), ranks.size());
         require_memory(*backend, config.model, precision, config.batch.micro_batch,
                        &config.optimizer, sharding.owned_by(ranks.rank()));
@@ -65,9 +65,10 @@ Trainer::Trainer(const Config& config, Backend& backend, const std::string& chec
       weights_(backend, arena_, parameters_, precision_, true),
       gradients_{&parameters_,
                  arena_.take("gradients", precision_.master, {parameters_.buffer_length()})},
-      sharding_(config.optimizer, parameters_, ranks.size()),
+      drifting_(ranks_drift(config, ranks.size())),
+      sharding_(config.optimizer, parameters_, drifting_ ? 1 : ranks.size()),
       optimizer_(backend, arena_, config.optimizer, parameters_, precision_.master,
-                 sharding_.owned_by(ranks.rank())),
+                 sharding_.owned_by(drifting_ ? 0 : ranks.rank())),
       schedule_(with_measured_gap(config), warmup_kappa(config.optimizer, parameters_)),
       spikes_(config.log.spike, parameters_.size()),
       validation_samples_(validation_set_, config.data.order, config.data.seed,
@@ -100,7 +101,9 @@ ExitStatus Trainer::run() {
         console_.message("ranks      " + std::to_string(ranks_.size()) + ", each " +
                          std::to_string(micro_batches()) + " x " +
                          std::to_string(config_.batch.micro_batch) +
-                         " sequences of an update, and the steps of " + sharding_.describe());
+                         " sequences of an update, and " +
+                         (drifting_ ? "rates and weights of its own"
+                                    : "the steps of " + sharding_.describe()));
     }
     if (ranks_.first()) clean_up();
     if (step_ >= config_.run.steps) {
@@ -291,10 +294,19 @@ void Trainer::log_schedule() {
 }
 
 void Trainer::evaluate() {
-    const ValidationResult result =
-        validate(backend_, model_, weights_.compute(), batch_, validation_samples_,
-                 config_.batch.one_rank_micro_batch, config_.eval.batches,
-                 config_.batch.micro_batch, ranks_);
+    const auto result_of = [this](Ranks& ranks) {
+        return validate(backend_, model_, weights_.compute(), batch_, validation_samples_,
+                        config_.batch.one_rank_micro_batch, config_.eval.batches,
+                        config_.batch.micro_batch, ranks);
+    };
+    ValidationResult result{};
+    if (drifting_) {  // the weights that are saved
+        Ranks alone;
+        ranks_.on_first("validation", [&] { result = result_of(alone); });
+        ranks_.broadcast(&result, sizeof result, "validation loss");
+    } else {
+        result = result_of(ranks_);
+    }
     validation_loss_ = result.loss;
     require_finite_validation(result.loss);
     record({{"type", "val"}, {"step", step_}, {"loss", result.loss}, {"tokens", result.tokens}});

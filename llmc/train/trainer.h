@@ -127,6 +127,7 @@ class Trainer {
     Llama model_;
     Weights weights_;
     ParameterBuffer gradients_;
+    const bool drifting_;  // schedule.compat.loss_source "local" on several ranks
     Sharding sharding_;
     Optimizer optimizer_;
     Schedule schedule_;

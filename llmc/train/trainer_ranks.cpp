@@ -39,9 +39,11 @@ Trainer::BatchLoss Trainer::combine(const LocalLoss& local) {
         sum.last_part += all[r].last_part;
     }
     const double size = static_cast<double>(ranks_.size());
-    if (!compat.rank0)
-        return {sum.mean_part, compat.last_micro_batch ? sum.last_part : sum.mean_part};
-    return {sum.mean_part, size * (compat.last_micro_batch ? all[0].last_part : all[0].mean_part)};
+    const auto part = [&](const LocalLoss& loss) {
+        return compat.last_micro_batch ? loss.last_part : loss.mean_part;
+    };
+    if (compat.local) return {sum.mean_part, size * part(local)};
+    return {sum.mean_part, compat.rank0 ? size * part(all[0]) : part(sum)};
 }
 
 // Changes a tensor of master type in host memory, where the other ranks can reach it.
@@ -61,7 +63,7 @@ void Trainer::on_host(const Tensor& tensor, Change change) {
 
 void Trainer::sum_gradients(bool everywhere) {
     on_host(gradients_.flat, [&](auto* values) {
-        if (everywhere) {
+        if (everywhere || drifting_) {
             ranks_.sum(values, gradients_.flat.count(), "sum of gradients");
         } else {
             ranks_.sum_to_owners(values, sharding_.pieces, "sum of gradients");
@@ -70,7 +72,7 @@ void Trainer::sum_gradients(bool everywhere) {
 }
 
 double Trainer::gradient_norm() {
-    if (ranks_.size() == 1) return optimizer_.gradient_norm(gradients_);
+    if (ranks_.size() == 1 || drifting_) return optimizer_.gradient_norm(gradients_);
     return optimizer_.gradient_norm(gradients_, [this](std::vector<double>& sums) {
         for (size_t i = 0; i < sums.size(); ++i) {
             if (sharding_.owners[i] != ranks_.rank()) sums[i] = 0.0;
@@ -80,7 +82,7 @@ double Trainer::gradient_norm() {
 }
 
 void Trainer::share_weights() {
-    if (ranks_.size() == 1) return;
+    if (ranks_.size() == 1 || drifting_) return;
     on_host(weights_.master().flat,
             [&](auto* values) { ranks_.share(values, sharding_.pieces, "new weights"); });
     weights_.refresh_copies();
@@ -116,9 +118,9 @@ std::vector<TensorSource> Trainer::state_sources() {
 }
 
 void Trainer::remember_decisions(const Update& update) {
-    decisions_ = fingerprint(
-        {static_cast<double>(step_), update.loss, update.gradient_norm, update.rate.rate},
-        decisions_);
+    const double rate = drifting_ ? 0.0 : update.rate.rate;
+    decisions_ = fingerprint({static_cast<double>(step_), update.loss, update.gradient_norm, rate},
+                             decisions_);
 }
 
 // The plan of the collectives follows from the configuration, which is compared before; what it
@@ -138,6 +140,7 @@ void Trainer::require_same_start() {
 }
 
 void Trainer::require_same_weights(const std::vector<double>& squares) {
+    if (drifting_) return;
     ranks_.require_equal(fingerprint(squares), "weights",
                          "holds other weights than rank 0 after " + std::to_string(step_) +
                              " updates, which are not saved; a fault of a machine, or of this "

@@ -169,8 +169,32 @@ class LaunchTest(RanksTest):
                                      'every batch\n')
         result = self.ranks(2, '--set', 'batch.micro_batch=4', status=2)
         self.assertIn('batch.micro_batch = 4: expected a divisor of 2, the batch.sequences = 4 over 2 ranks', result.err)
-        result = self.ranks(2, '--set', 'schedule.compat.loss_source=local', status=2)
-        self.assertIn('schedule.compat.loss_source = "local"', result.err)
+        result = self.ranks(2, '--set', 'schedule.compat.loss_source=local', '--set', 'smoothness.every=2', status=2)
+        self.assertIn('schedule.compat.loss_source = "local" on 2 ranks', result.err)
+
+    def test_published_ranks_that_follow_their_own_losses(self):
+        """Rank 0's first loss is that of a run on its part of the first batch; later its rates are its own too."""
+        local = ['--set', 'schedule.compat.loss_source="local"']
+        self.ranks(2, *local, run='local')
+        self.ranks(2, *local, run='again')
+        self.ranks(2, run='mean')
+        self.ranks(1, '--set', 'batch.sequences=2', run='part')
+        mean, local, part = ({line['type']: line for line in reversed(self.metrics(run))}
+                             for run in ('mean', 'local', 'part'))
+        self.assertAlmostEqual(local['schedule']['delta0'], part['schedule']['delta0'], places=5)
+        self.assertNotAlmostEqual(local['schedule']['delta0'], mean['schedule']['delta0'], places=3)
+        self.assertAlmostEqual(local['train']['loss'], mean['train']['loss'], places=5)
+        rates = {run: [line['lr'] for line in self.metrics(run, 'train')] for run in ('local', 'again', 'mean')}
+        self.assertEqual(rates['local'], rates['again'])
+        self.assertNotEqual(rates['local'], rates['mean'])
+        for file in ('model.safetensors', 'optimizer.safetensors'):
+            self.assertEqual((self.checkpoint(20, 'local') / file).read_bytes(),
+                             (self.checkpoint(20, 'again') / file).read_bytes())
+        # What is saved is evaluated: rank 0's weights.
+        loss = self.metrics('local', 'val')[-1]['loss']
+        self.assertNotEqual(loss, self.metrics('mean', 'val')[-1]['loss'])
+        self.train('--set', 'run.dir=resumed', '--set', 'run.steps=20', '--resume', self.checkpoint(20, 'local'), *(
+            '--set', 'schedule.compat.loss_source="local"'))
 
 
 class FailureTest(RanksTest):

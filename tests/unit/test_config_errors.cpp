@@ -270,8 +270,15 @@ TEST_F(ConfigErrors, BatchesAreCutOverRanks) {
         R"(schedule.warmup={"type": "adaptive", "target_loss": 3})",
         "schedule.compat.loss_source=local"};
     EXPECT_EQ(error_of(1, local), "no error");
-    EXPECT_NE(error_of(2, local).find("schedule.compat.loss_source = \"local\""),
-              std::string::npos);
+    EXPECT_EQ(error_of(2, local), "no error");
+    std::vector<std::string> measured = local, skipping = local;
+    measured.push_back("smoothness.every=5");
+    skipping.push_back("run.on_nonfinite=skip");
+    const std::string drift =
+        "schedule.compat.loss_source = \"local\" on 2 ranks, whose weights drift apart: expected ";
+    EXPECT_EQ(error_of(2, measured), drift + "smoothness.every = 0");
+    EXPECT_EQ(error_of(2, skipping), drift + "run.on_nonfinite = \"stop\"");
+    EXPECT_EQ(error_of(1, measured), "no error");
 }
 
 TEST_F(ConfigErrors, PublishedBehavioursThatFitNothing) {
