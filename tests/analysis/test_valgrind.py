@@ -53,7 +53,7 @@ class ValgrindTest(CliTest):
         self.check('train', '--help', expected='--config')
 
     def test_errors(self):
-        self.check('fly', status=2, expected='subcommand')
+        self.check('fly', status=2, expected='unknown command "fly"')
         self.check('train', '--config', 'absent.json', status=2, expected='absent.json')
         self.config({'model': {'n_head': 5}})
         self.check('train', '--config', 'config.json', status=2, expected='n_head')
