@@ -76,11 +76,21 @@ class Study:
         self.results['stages'][name] = rows
         return rows, folder
 
-    def keep_trace(self, stage, folder, row):
-        lines = [line for line in report.read_metrics(folder / row['name']) if line['type'] == 'train']
-        self.results['traces'][f'{stage}/{row["name"]}'] = {
-            'every': TRACE, 'loss': [round(line['loss'], 4) for line in lines[::TRACE]],
-            'lr': [float(f'{line["lr"]:.4g}') for line in lines[::TRACE]]}
+    def keep_traces(self, stage, folder, rows):
+        """Of the first seed; of manual warm-ups one length is enough."""
+        for row in rows:
+            if row['seed'] != [0] or row['point'].get('schedule.warmup.steps', 40) != 40:
+                continue
+            lines = [line for line in report.read_metrics(folder / row['name']) if line['type'] == 'train']
+            self.results['traces'][f'{stage}/{row["name"]}'] = {
+                'every': TRACE, 'loss': [round(line['loss'], 4) for line in lines[::TRACE]],
+                'lr': [float(f'{line["lr"]:.4g}') for line in lines[::TRACE]]}
+
+    @staticmethod
+    def folders(rows, folder, variant):
+        """(case, seed) -> folder of the runs of a variant."""
+        return {(row['case'].split('/')[0], row['seed'][0]): folder / row['name']
+                for row in rows if row['case'].endswith(f'/{variant}')}
 
     def rates(self):
         """The best rate of each optimizer and a target loss 5 % below what it reached."""
@@ -122,11 +132,8 @@ class Study:
                     'adaptive': {'set': ours}, 'published': {'set': published},
                     'gap': {'set': {**ours, 'schedule.decay': {'type': 'gap', 'final_div': 1e4}}}}
         rows, folder = self.stage('warmups', {'cases': self.by_case(variants), 'grid': {SEEDS: [0, 1, 2]}})
-        for row in rows:
-            if row['seed'] == [0] and row['point'].get('schedule.warmup.steps', 40) == 40:
-                self.keep_trace('warmups', folder, row)
-        self.adaptive_runs = {(row['case'].split('/')[0], row['seed'][0]): folder / row['name']
-                              for row in rows if row['case'].endswith('/adaptive')}
+        self.keep_traces('warmups', folder, rows)
+        self.adaptive_runs = self.folders(rows, folder, 'adaptive')
 
     def separating(self):
         cases = {}
@@ -139,9 +146,7 @@ class Study:
                 cases[f'{name}/{variant}/{seed}'] = {'grid': {SEEDS: [seed]}, 'set': {
                     'optimizer.preset': case['preset'], 'optimizer.lr': case['lr'], 'schedule.warmup': warmup}}
         rows, folder = self.stage('separating', {'cases': cases})
-        for row in rows:
-            if row['seed'] == [0]:
-                self.keep_trace('separating', folder, row)
+        self.keep_traces('separating', folder, rows)
 
     def delta_star(self):
         def variants(_, case):
@@ -155,11 +160,8 @@ class Study:
                         'schedule.warmup': adaptive(case['target'], delta_star=rule, div=div)}}
                     for rule, div in (('exact', 5), ('unweighted', 100), ('unweighted', 5))}
         rows, folder = self.stage('settings', {'cases': self.by_case(variants), 'grid': {SEEDS: [0, 1, 2]}})
-        for row in rows:
-            if row['seed'] == [0]:
-                self.keep_trace('settings', folder, row)
-        self.short_ramps = {(row['case'].split('/')[0], row['seed'][0]): folder / row['name']
-                            for row in rows if row['case'].endswith('/exact, div 5')}
+        self.keep_traces('settings', folder, rows)
+        self.short_ramps = self.folders(rows, folder, 'exact, div 5')
 
     def control(self):
         cases = {}
