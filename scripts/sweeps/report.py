@@ -52,8 +52,10 @@ def read_run(folder):
 
 def warmup_rates(folder):
     """The rates of a run's warm-up and, last, that of the update after it: what schedule.warmup.rates takes."""
-    rates = []
-    for line in read_metrics(folder):
+    rates, lines = [], read_metrics(folder)
+    if not lines:
+        raise SweepError(f'{folder}: no metrics.jsonl in it; give the folder of a run', 1)
+    for line in lines:
         if line['type'] != 'train':
             continue
         if line['step'] != len(rates):
