@@ -54,10 +54,12 @@ struct SymmetricProduct {
 //   out = sum_{s<=t} softmax_s(q_t . k_s / sqrt(D)) v_s,  k and v of head h / (H/K).
 // qkv [B, T, (H+2K)*D] holds q, k, v side by side; out [B, T, H*D]; lse [B, H, T] (master) is the
 // log-sum-exp of each row of scores, kept for the backward pass. No T x T matrix per batch exists.
+// row_max [B, H, T] (master), if given, receives the largest score q_t . k_s / sqrt(D) of each row.
 struct AttentionForward {
     Tensor qkv, out, lse;
     int heads, kv_heads;
     Tensor workspace;
+    Tensor row_max;
 };
 
 // Gradient of the above: dqkv [B, T, (H+2K)*D] is overwritten.
@@ -161,10 +163,12 @@ struct ClipFactor {
 // Every two-term momentum at once: with g = factor[0] * x,
 //   x = u_m * m + u_g * g,   m = m_m * m + m_g * g    (right-hand sides: old m).
 // momentum may be an empty span: then x = u_g * g.
+// With `step` (fp64, updates done so far): at step 0 the old m counts as g.
 struct Momentum {
     std::span<const Tensor> x, momentum;
     Tensor factor;
     double u_m, u_g, m_m, m_g;
+    Tensor step;
 };
 
 // Adam's direction, with g = factor[0] * x and t = step[0] + 1 (step: fp64, updates done so far):
@@ -194,8 +198,8 @@ struct FrobeniusNormalize {
 // Newton-Schulz orthogonalisation, each tensor [m, n] a matrix, all of one shape: with X = x (the
 // transpose if m > n) / (||x||_F * norm_scale + eps), for each (a, b, c):
 //   A = X X^T,  X = a X + (b A + c A^2) X.
-// Zero stays zero. `inner` is the type of the matrices inside; products are accumulated in the master
-// type. f32 means the tensors' own type; f16 and bf16 are for backends that prefer them
+// Zero stays zero. `inner` is the type of the matrices inside; products are accumulated in the
+// master type. f32 means the tensors' own type; f16 and bf16 are for backends that prefer them
 // (preferred_newton_schulz).
 struct NewtonSchulzStep {
     double a, b, c;
@@ -208,13 +212,105 @@ struct NewtonSchulz {
     DType inner = DType::f32;
 };
 
-// w = (1 - lr * decay[i]) * w - lr * radius[i] * x, with lr = lr_scale * rate[0] (fp64). When
-// copies is not empty, copies[i] (compute) receives the new weights.
+// Each row of a matrix [m, n], or each column, by its own Euclidean norm: x = x / (||.||_2 + eps).
+// A vector [m] is a column.
+struct LineNormalize {
+    std::span<const Tensor> x;
+    bool columns = false;
+    double eps;
+};
+
+// NorMuon's second moment of rows (arXiv 2510.05491), behind an orthogonalisation: with r_j the
+// mean square of row j of x and second[i] [m] its state,
+//   second = beta2 second + (1-beta2) r,  y = x / (sqrt(second) + eps) by rows,
+//   x = y ||x||_F / (||y||_F + eps).
+struct RowMomentNormalize {
+    std::span<const Tensor> x, second;
+    double beta2, eps;
+    Tensor workspace;
+};
+
+// Steepest direction of the Schatten norm of exponent p >= 1 (infinity included), each tensor a
+// matrix: with x = U S V^T, q = p/(p-1) and S^r of the nonzero values only,
+//   x = U S^(q-1) V^T / ||S||_q^(q-1);   p = 1: u v^T of the largest value.
+// Values below max(m, n) eps of the largest one count as zero. By one-sided Jacobi rotations of the
+// shorter side (Golub & Van Loan, Matrix Computations, 8.6), computed in the tensors' own type.
+struct SchattenDirection {
+    std::span<const Tensor> x;
+    double p;
+    Tensor workspace;
+};
+
+// out[2i], out[2i+1] = estimates of the largest and the smallest (of min(m, n)) singular value of
+// x[i], a matrix; out [n, 2] fp64. By `iterations` steps of the power method on A = X X^T of the
+// shorter side, and on (l I - A) with l the largest eigenvalue found, from a fixed start: estimates
+// from inside. 0 for the smallest where `smallest` is false.
+struct SingularRange {
+    std::span<const Tensor> x;
+    int iterations;
+    bool smallest;
+    Tensor out;
+    Tensor workspace;
+};
+
+// out[i] = sum over all elements of a[i] * b[i]; out [n] fp64. The partial sums have fixed borders.
+struct DotProducts {
+    std::span<const Tensor> a, b;
+    Tensor out;
+    Tensor workspace;
+};
+
+// How long a step is: factors of the radii from the dual norms d_i = radius[i] * dot[i] (dot: what
+// DotProducts found for gradient and direction, which is the dual norm), one tensor each, or with
+// `together` their sum for all.
+//   unit     1
+//   dual     d_i                            steepest descent (the sharp operator)
+//   clipped  min(limit, d_i)                generalised clipping (arXiv 2506.01913)
+//   gluon    d_i / (l0[i] + l1[i] d_i)      (L0, L1)-smoothness (arXiv 2505.13416); 0 where d_i is
+// With `range` [n, 2], what SingularRange found for the orthogonalised x: times (1-e) / (1+e)^2,
+// e = min(1, max(range[2i] - 1, 1 - range[2i+1])), the error of an inexact oracle (arXiv
+// 2510.19933; algorithms.md 8). All fp64.
+enum class StepRule { unit, dual, clipped, gluon };
+struct StepSizes {
+    StepRule rule;
+    std::span<const double> radius, l0, l1;  // l0, l1: gluon
+    Tensor dot, range, out;                  // out [n]
+    double limit = 0.0;
+    bool together = false;
+};
+
+// w = w - (decay_i w + step_i x), with lr = lr_scale * rate[0] (fp64), step_i = lr * radius[i]
+// (times size[i] where `size` [n] fp64 is given) and decay_i = lr * decay[i]. When copies is not
+// empty, copies[i] (compute) receives the new weights.
+//   cautious   decays only where x * w > 0
+//   starts     not empty: towards the start too: w = w + (starts[i] - old w) / (step[0] + 2),
+//   `step`
+//              (fp64) the updates done so far (SODA, arXiv 2605.11172)
 struct Apply {
     std::span<const Tensor> weights, x, copies;
     Tensor rate;
     double lr_scale = 1.0;
     std::span<const double> radius, decay;
+    Tensor size;
+    bool cautious = false;
+    std::span<const Tensor> starts;
+    Tensor step;
+};
+
+// out[h] = max(out[h], the largest of x[:, h, :]); x [B, H, T] master, out [H] master.
+struct HeadMaxima {
+    Tensor x, out;
+};
+
+// QK-clip (Kimi K2, arXiv 2507.20534): with g_h = min(1, limit / maxima[h]) for each of the heads
+// (1 where maxima[h] <= limit) and f_k = sqrt of the smallest g_h of key head k, the D rows of k_h
+// times f_k and those of q_h times g_h / f_k, so that no score of the batch would exceed the limit.
+// q [H*D, C], k [K*D, C] master weights; q_copy, k_copy (compute; may be empty) receive the new
+// weights; maxima [H] master.
+struct QkClip {
+    Tensor q, k, q_copy, k_copy, maxima;
+    int heads, kv_heads;
+    double limit;
 };
 
 // ---- the backend
@@ -287,11 +383,23 @@ class Backend {
     // Optimizer.
     virtual size_t workspace_bytes(const FrobeniusNormalize&) const = 0;
     virtual size_t workspace_bytes(const NewtonSchulz&) const = 0;
+    virtual size_t workspace_bytes(const RowMomentNormalize&) const = 0;
+    virtual size_t workspace_bytes(const SchattenDirection&) const = 0;
+    virtual size_t workspace_bytes(const SingularRange&) const = 0;
+    virtual size_t workspace_bytes(const DotProducts&) const = 0;
     virtual void momentum(const Momentum&) = 0;
     virtual void adam(const Adam&) = 0;
     virtual void sign(const Sign&) = 0;
     virtual void frobenius_normalize(const FrobeniusNormalize&) = 0;
     virtual void newton_schulz(const NewtonSchulz&) = 0;
+    virtual void line_normalize(const LineNormalize&) = 0;
+    virtual void row_moment_normalize(const RowMomentNormalize&) = 0;
+    virtual void schatten_direction(const SchattenDirection&) = 0;
+    virtual void singular_range(const SingularRange&) = 0;
+    virtual void dot_products(const DotProducts&) = 0;
+    virtual void step_sizes(const StepSizes&) = 0;
+    virtual void head_maxima(const HeadMaxima&) = 0;
+    virtual void qk_clip(const QkClip&) = 0;
     virtual void apply(const Apply&) = 0;
 };
 
