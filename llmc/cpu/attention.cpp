@@ -99,6 +99,8 @@ void CpuBackend::attention_forward_in(const AttentionForward& op) {
     const bool widened = op.qkv.dtype == DType::bf16;
     assert(op.out.dtype == op.qkv.dtype && op.out.count() == e.batch * e.positions * e.out_stride);
     assert(op.lse.dtype == type_of<T> && op.lse.count() == e.batch * e.heads * e.positions);
+    assert(op.row_max.empty() ||
+           (op.row_max.dtype == op.lse.dtype && op.row_max.count() == op.lse.count()));
     Scratch scratch(op.workspace);
     const Buffers<T> buffers(scratch, e, threads_, widened, false);
     if (widened) convert(type_of<T>, buffers.qkv, op.qkv.dtype, op.qkv.data, op.qkv.count());
@@ -114,8 +116,10 @@ void CpuBackend::attention_forward_in(const AttentionForward& op) {
         blas_.gemm(Product<T>{false, true, rows, columns, e.size, scale,
                               base + first * e.stride + h * e.size, e.stride, base + e.key(kv_head),
                               e.stride, 0, scores, columns});
-        ScoreTile tile_of_scores{rows, columns, first, scores, nullptr, nullptr, 0};
-        tile_of_scores.lse = op.lse.as<T>() + (b * e.heads + h) * e.positions + first;
+        ScoreTile tile_of_scores{rows, columns, first, scores, nullptr, nullptr, nullptr, 0};
+        const int64_t at = (b * e.heads + h) * e.positions + first;
+        tile_of_scores.lse = op.lse.as<T>() + at;
+        if (!op.row_max.empty()) tile_of_scores.top = op.row_max.as<T>() + at;
         kernels_.softmax(type_of<T>, tile_of_scores);
 
         const int64_t place = (b * e.positions + first) * e.out_stride + h * e.size;
@@ -165,7 +169,7 @@ void CpuBackend::attention_backward_in(const AttentionBackward& op) {
         const T* key = base + e.key(kv_head);
         const int64_t place = (token + first) * e.out_stride + h * e.size;
         T* dbase = dqkv + token * e.stride;
-        ScoreTile t{rows, columns, first, nullptr, nullptr, nullptr, scale};
+        ScoreTile t{rows, columns, first, nullptr, nullptr, nullptr, nullptr, scale};
         T* scores = buffers.scores + thread * e.rows * e.positions;
         T* gradients = buffers.gradients + thread * e.rows * e.positions;
         t.scores = scores;

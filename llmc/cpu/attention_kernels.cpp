@@ -15,6 +15,7 @@ int64_t whole_vectors(int64_t valid, int64_t columns) {
 template <typename T>
 void softmax_rows(const ScoreTile& tile) {
     T* lse = static_cast<T*>(tile.lse);
+    T* tops = static_cast<T*>(tile.top);
     for (int64_t r = 0; r < tile.rows; ++r) {
         T* row = static_cast<T*>(tile.scores) + r * tile.columns;
         const int64_t valid = tile.first + r + 1, whole = whole_vectors(valid, tile.columns);
@@ -22,6 +23,7 @@ void softmax_rows(const ScoreTile& tile) {
         T top = row[0];
 #pragma omp simd reduction(max : top)
         for (int64_t j = 0; j < whole; ++j) top = row[j] > top ? row[j] : top;
+        if (tops) tops[r] = top;
         T total = 0;
 #pragma omp simd reduction(+ : total)
         for (int64_t j = 0; j < whole; ++j) {

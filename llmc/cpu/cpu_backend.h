@@ -59,11 +59,23 @@ class CpuBackend : public Backend {
 
     size_t workspace_bytes(const FrobeniusNormalize& op) const override;
     size_t workspace_bytes(const NewtonSchulz& op) const override;
+    size_t workspace_bytes(const RowMomentNormalize& op) const override;
+    size_t workspace_bytes(const SchattenDirection& op) const override;
+    size_t workspace_bytes(const SingularRange& op) const override;
+    size_t workspace_bytes(const DotProducts& op) const override;
     void momentum(const Momentum& op) override;
     void adam(const Adam& op) override;
     void sign(const Sign& op) override;
     void frobenius_normalize(const FrobeniusNormalize& op) override;
     void newton_schulz(const NewtonSchulz& op) override;
+    void line_normalize(const LineNormalize& op) override;
+    void row_moment_normalize(const RowMomentNormalize& op) override;
+    void schatten_direction(const SchattenDirection& op) override;
+    void singular_range(const SingularRange& op) override;
+    void dot_products(const DotProducts& op) override;
+    void step_sizes(const StepSizes& op) override;
+    void head_maxima(const HeadMaxima& op) override;
+    void qk_clip(const QkClip& op) override;
     void apply(const Apply& op) override;
 
   private:
@@ -77,6 +89,12 @@ class CpuBackend : public Backend {
     void symmetric_product_in(const SymmetricProduct& op);
     template <typename T>
     void newton_schulz_in(const NewtonSchulz& op);
+    template <typename T>
+    void schatten_direction_in(const SchattenDirection& op);
+    template <typename T>
+    void schatten_direction_of(const Tensor& x, double p, Scratch& scratch);
+    template <typename T>
+    void singular_range_of(const SingularRange& op, size_t index);
     template <typename T>
     void orthogonalise(const NewtonSchulz& op, const Tensor& tensor, Scratch& scratch) const;
 

@@ -166,6 +166,24 @@ void adam_range(const AdamRange& r, int64_t begin, int64_t end) {
 
 // Not (1 - decay) * w: 1 - decay in float would round a small decay to a few digits.
 template <typename T, typename Copy>
+void apply_with_start(const ApplyRange& r, int64_t begin, int64_t end) {
+    T* w = static_cast<T*>(r.w);
+    const T* x = static_cast<const T*>(r.x);
+    const T* start = static_cast<const T*>(r.start);
+    Copy* copy = static_cast<Copy*>(r.copy);
+    const T decay = static_cast<T>(r.decay), step = static_cast<T>(r.step);
+    const T pull = static_cast<T>(r.pull);
+    for (int64_t i = begin; i < end; ++i) {
+        const T old = w[i];
+        const T kept = r.cautious && !(x[i] * old > 0) ? T(0) : decay;
+        T updated = old - (kept * old + step * x[i]);
+        if (start) updated += pull * (start[i] - old);
+        w[i] = updated;
+        if (copy) store(copy[i], static_cast<Wide<Copy>>(updated));
+    }
+}
+
+template <typename T, typename Copy>
 void apply_range(const ApplyRange& r, int64_t begin, int64_t end) {
     T* w = static_cast<T*>(r.w);
     const T* x = static_cast<const T*>(r.x);
@@ -196,9 +214,49 @@ void adam(const AdamRange& r, int64_t begin, int64_t end) {
 void apply(const ApplyRange& r, int64_t begin, int64_t end) {
     with_type(r.copy_type, [&](auto tag) {
         using Copy = decltype(tag);
-        r.type == DType::f64 ? apply_range<double, Copy>(r, begin, end)
-                             : apply_range<float, Copy>(r, begin, end);
+        if (r.cautious || r.start) {
+            r.type == DType::f64 ? apply_with_start<double, Copy>(r, begin, end)
+                                 : apply_with_start<float, Copy>(r, begin, end);
+        } else {
+            r.type == DType::f64 ? apply_range<double, Copy>(r, begin, end)
+                                 : apply_range<float, Copy>(r, begin, end);
+        }
     });
+}
+
+template <typename T>
+double dot_of(const T* x, const T* y, int64_t count) {
+    double total = 0;
+#pragma omp simd reduction(+ : total)
+    for (int64_t i = 0; i < count; ++i) {
+        total += static_cast<double>(x[i]) * static_cast<double>(y[i]);
+    }
+    return total;
+}
+
+double dot(DType type, const void* x, const void* y, int64_t count) {
+    return type == DType::f64
+               ? dot_of(static_cast<const double*>(x), static_cast<const double*>(y), count)
+               : dot_of(static_cast<const float*>(x), static_cast<const float*>(y), count);
+}
+
+template <typename T>
+void rotate_pair(T* x, T* y, T cosine, T sine, int64_t count) {
+#pragma omp simd
+    for (int64_t i = 0; i < count; ++i) {
+        const T a = x[i], b = y[i];
+        x[i] = cosine * a - sine * b;
+        y[i] = sine * a + cosine * b;
+    }
+}
+
+void rotate(DType type, void* x, void* y, double cosine, double sine, int64_t count) {
+    if (type == DType::f64) {
+        rotate_pair(static_cast<double*>(x), static_cast<double*>(y), cosine, sine, count);
+    } else {
+        rotate_pair(static_cast<float*>(x), static_cast<float*>(y), static_cast<float>(cosine),
+                    static_cast<float>(sine), count);
+    }
 }
 
 }  // namespace
@@ -214,6 +272,8 @@ void add_element_kernels(Kernels& table) {
     table.momentum = momentum;
     table.adam = adam;
     table.apply = apply;
+    table.dot = dot;
+    table.rotate = rotate;
 }
 
 }  // namespace lmo::cpu::LMO_ISA

@@ -38,6 +38,7 @@ struct ScoreTile {
     int64_t rows, columns, first;
     void* scores;     // [rows, columns]
     void* lse;        // [rows]
+    void* top;        // [rows] the largest score of each, or null
     void* gradients;  // backward: dP on entry, dS on exit [rows, columns]
     double scale;
 };
@@ -94,13 +95,17 @@ struct AdamRange {
     double factor, beta1, beta2, eps, m_scale, v_scale;
 };
 
-// w = w - (decay * w + step * x)
+// w = w - (decay * w + step * x), cautious: decay only where x * w > 0; with a start also
+// + pull * (start - old w)
 struct ApplyRange {
     DType type, copy_type;
     void* w;
     const void* x;
     void* copy;  // may be null
     double decay, step;
+    bool cautious;
+    const void* start;  // may be null
+    double pull;
 };
 
 struct Kernels {
@@ -117,6 +122,9 @@ struct Kernels {
     void (*momentum)(const MomentumRange&, int64_t begin, int64_t end);
     void (*adam)(const AdamRange&, int64_t begin, int64_t end);
     void (*apply)(const ApplyRange&, int64_t begin, int64_t end);
+    double (*dot)(DType type, const void* x, const void* y, int64_t count);
+    // (x, y) = (cosine x - sine y, sine x + cosine y)
+    void (*rotate)(DType type, void* x, void* y, double cosine, double sine, int64_t count);
 
     // Dense: f32 and f64.
     void (*gemm_tile_f32)(const GemmTile&);

@@ -14,11 +14,19 @@ double factor_of(const Tensor& factor) { return factor.empty() ? 1.0 : *factor.a
 
 void CpuBackend::momentum(const Momentum& op) {
     assert(op.momentum.empty() || op.momentum.size() == op.x.size());
-    const double factor = factor_of(op.factor);
+    MomentumRange range{};
+    range.factor = factor_of(op.factor);
+    const bool first = !op.step.empty() && *op.step.as<double>() == 0;  // m is g
+    range.u_m = first ? 0.0 : op.u_m;
+    range.u_g = first ? op.u_m + op.u_g : op.u_g;
+    range.m_m = first ? 0.0 : op.m_m;
+    range.m_g = first ? op.m_m + op.m_g : op.m_g;
     parallel_lists(threads_, op.x, [&](size_t i, int64_t begin, int64_t end, int64_t) {
-        void* m = op.momentum.empty() ? nullptr : op.momentum[i].data;
-        kernels_.momentum({op.x[i].dtype, op.x[i].data, m, factor, op.u_m, op.u_g, op.m_m, op.m_g},
-                          begin, end);
+        MomentumRange r = range;
+        r.type = op.x[i].dtype;
+        r.x = op.x[i].data;
+        r.m = op.momentum.empty() ? nullptr : op.momentum[i].data;
+        kernels_.momentum(r, begin, end);
     });
 }
 
@@ -71,13 +79,18 @@ void CpuBackend::apply(const Apply& op) {
     assert(op.x.size() == op.weights.size() && op.radius.size() == op.weights.size());
     assert(op.decay.size() == op.weights.size());
     assert(op.copies.empty() || op.copies.size() == op.weights.size());
+    assert(op.size.empty() || op.size.count() == int64_t(op.weights.size()));
+    assert(op.starts.empty() || op.starts.size() == op.weights.size());
     const double lr = op.lr_scale * *op.rate.as<double>();
+    const double pull = op.starts.empty() ? 0.0 : 1.0 / (*op.step.as<double>() + 2.0);
     parallel_lists(threads_, op.weights, [&](size_t i, int64_t begin, int64_t end, int64_t) {
         const Tensor& w = op.weights[i];
         const Tensor copy = op.copies.empty() ? Tensor{nullptr, w.dtype, {}} : op.copies[i];
         assert(copy.empty() || copy.count() == w.count());
+        const double size = op.size.empty() ? 1.0 : op.size.as<double>()[i];
+        const void* start = op.starts.empty() ? nullptr : op.starts[i].data;
         kernels_.apply({w.dtype, copy.dtype, w.data, op.x[i].data, copy.data, lr * op.decay[i],
-                        lr * op.radius[i]},
+                        lr * op.radius[i] * size, op.cautious, start, pull},
                        begin, end);
     });
 }

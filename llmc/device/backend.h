@@ -59,7 +59,7 @@ struct AttentionForward {
     Tensor qkv, out, lse;
     int heads, kv_heads;
     Tensor workspace;
-    Tensor row_max;
+    Tensor row_max = {};
 };
 
 // Gradient of the above: dqkv [B, T, (H+2K)*D] is overwritten.
@@ -168,7 +168,7 @@ struct Momentum {
     std::span<const Tensor> x, momentum;
     Tensor factor;
     double u_m, u_g, m_m, m_g;
-    Tensor step;
+    Tensor step = {};
 };
 
 // Adam's direction, with g = factor[0] * x and t = step[0] + 1 (step: fp64, updates done so far):
@@ -291,10 +291,10 @@ struct Apply {
     Tensor rate;
     double lr_scale = 1.0;
     std::span<const double> radius, decay;
-    Tensor size;
+    Tensor size = {};
     bool cautious = false;
-    std::span<const Tensor> starts;
-    Tensor step;
+    std::span<const Tensor> starts = {};
+    Tensor step = {};
 };
 
 // out[h] = max(out[h], the largest of x[:, h, :]); x [B, H, T] master, out [H] master.

@@ -138,6 +138,28 @@ void TimedBackend::symmetric_product(const SymmetricProduct& op) {
 void TimedBackend::newton_schulz(const NewtonSchulz& op) {
     timed(Part::optimizer, &Backend::newton_schulz, op);
 }
+void TimedBackend::line_normalize(const LineNormalize& op) {
+    timed(Part::optimizer, &Backend::line_normalize, op);
+}
+void TimedBackend::row_moment_normalize(const RowMomentNormalize& op) {
+    timed(Part::optimizer, &Backend::row_moment_normalize, op);
+}
+void TimedBackend::schatten_direction(const SchattenDirection& op) {
+    timed(Part::optimizer, &Backend::schatten_direction, op);
+}
+void TimedBackend::singular_range(const SingularRange& op) {
+    timed(Part::optimizer, &Backend::singular_range, op);
+}
+void TimedBackend::dot_products(const DotProducts& op) {
+    timed(Part::optimizer, &Backend::dot_products, op);
+}
+void TimedBackend::step_sizes(const StepSizes& op) {
+    timed(Part::optimizer, &Backend::step_sizes, op);
+}
+void TimedBackend::head_maxima(const HeadMaxima& op) {
+    timed(Part::attention, &Backend::head_maxima, op);
+}
+void TimedBackend::qk_clip(const QkClip& op) { timed(Part::optimizer, &Backend::qk_clip, op); }
 void TimedBackend::apply(const Apply& op) { timed(Part::optimizer, &Backend::apply, op); }
 
 // ---- workspace ----------------------------------------------------------------------------------
@@ -165,6 +187,18 @@ size_t TimedBackend::workspace_bytes(const FrobeniusNormalize& op) const {
     return inner_.workspace_bytes(op);
 }
 size_t TimedBackend::workspace_bytes(const NewtonSchulz& op) const {
+    return inner_.workspace_bytes(op);
+}
+size_t TimedBackend::workspace_bytes(const RowMomentNormalize& op) const {
+    return inner_.workspace_bytes(op);
+}
+size_t TimedBackend::workspace_bytes(const SchattenDirection& op) const {
+    return inner_.workspace_bytes(op);
+}
+size_t TimedBackend::workspace_bytes(const SingularRange& op) const {
+    return inner_.workspace_bytes(op);
+}
+size_t TimedBackend::workspace_bytes(const DotProducts& op) const {
     return inner_.workspace_bytes(op);
 }
 
