@@ -50,7 +50,8 @@ std::vector<ParameterBlock> ParameterList::blocks(bool fuse) const {
             block.shape = {block.shape[0] + p.shape[0], p.shape[1]};
             ++block.count;
         } else {
-            result.push_back({fuse && !p.fused.empty() ? p.fused : p.name, i, 1, p.shape, p.role});
+            result.push_back(
+                {fuse && !p.fused.empty() ? p.fused : p.name, i, 1, p.shape, p.role, p.layer});
         }
     }
     return result;

@@ -25,6 +25,9 @@ struct Parameter {
     // Starts right behind the previous parameter even where that is not a multiple of 64 elements,
     // so that a GEMM reads both as one matrix; to the norms they stay two.
     bool adjacent = false;
+    // How far the backward pass must go for its gradient: layer number, 0 the first; -1 when it is
+    // there before any layer is reached (head, last norm, a tied embedding).
+    int layer = -1;
 };
 
 // One matrix (or vector) that a norm acts on: `count` adjacent parameters from `first` on.
@@ -33,6 +36,7 @@ struct ParameterBlock {
     int first, count;
     Shape shape;
     Role role;
+    int layer = -1;  // of all its parameters
 };
 
 class ParameterList {

@@ -98,6 +98,9 @@ void Llama::take_activations(bool training) {
     dx_ = residual();
     dx_compute_ = precision_.compute == precision_.residual ? dx_ : compute(config_.d_model);
     dqkv_ = compute(config_.qkv_size());
+    if (!config_.head_maxima) return;
+    row_max_ = take(precision_.master, {batch_, config_.n_head, config_.seq_len});
+    head_maxima_ = take(precision_.master, {config_.n_layer, config_.n_head});
 }
 
 void Llama::take_rope_table() {
@@ -216,7 +219,7 @@ AttentionForward Llama::attention(const LayerActivations& a, Extent extent) cons
 
 // ---- forward ------------------------------------------------------------------------------------
 
-void Llama::forward(const ParameterBuffer& weights, const Tensor& tokens) {
+void Llama::forward(const ParameterBuffer& weights, const Tensor& tokens, bool keep_maxima) {
     const Extent extent = extent_of(tokens);
     const Tensor branch = first_rows(branch_, extent.rows());
     Tensor x = layer_activations(0, extent).attention_in;
@@ -230,7 +233,13 @@ void Llama::forward(const ParameterBuffer& weights, const Tensor& tokens) {
                                   a.attention_rstd, config_.norm_eps});
         multiply(product(a.attention_normed, w.qkv, a.qkv));
         backend_.rope(rotation(a.qkv, extent, false));
-        backend_.attention_forward(with_workspace(attention(a, extent)));
+        AttentionForward attend = with_workspace(attention(a, extent));
+        if (keep_maxima) attend.row_max = first(row_max_, a.lse.shape);
+        backend_.attention_forward(attend);
+        if (keep_maxima) {
+            backend_.head_maxima(
+                {attend.row_max, head_maxima_.slice(layer * config_.n_head, {config_.n_head})});
+        }
         multiply(product(a.attention_out, w.o, branch));
         backend_.rmsnorm_forward({a.attention_in, branch, w.post_norm, a.mlp_in, a.mlp_normed,
                                   a.mlp_rstd, config_.norm_eps});
@@ -268,19 +277,20 @@ void Llama::classify(const ParameterBuffer& weights, const ParameterBuffer* grad
 
 // On entry branch_ holds the gradient of the last norm's output.
 void Llama::backward(const ParameterBuffer& weights, const ParameterBuffer& gradients,
-                     const Tensor& tokens) {
+                     const Tensor& tokens, int64_t lowest) {
     const Extent extent = extent_of(tokens);
     const Tensor dx = first_rows(dx_, extent.rows());
     backend_.zero(dx);
     backward_norm(first_rows(final_in_, extent.rows()), first_rows(final_rstd_, extent.rows()),
                   final_norm(weights), final_norm(gradients));
-    for (int64_t layer = config_.n_layer - 1; layer >= 0; --layer) {
+    for (int64_t layer = config_.n_layer - 1; layer >= lowest; --layer) {
         const LayerParameters w = layer_parameters(weights, layer);
         const LayerParameters g = layer_parameters(gradients, layer);
         const LayerActivations a = layer_activations(layer, extent);
         backward_mlp(w, g, a);
         backward_attention(w, g, a, extent);
     }
+    if (lowest > 0) return;
     backend_.embedding_backward(
         with_workspace(EmbeddingBackward{tokens.reshaped({extent.rows()}), dx, gradients[0], {}}));
 }
@@ -340,12 +350,25 @@ void Llama::backward_norm(const Tensor& x, const Tensor& rstd, const Tensor& gai
 
 void Llama::forward_backward(const ParameterBuffer& weights, const ParameterBuffer& gradients,
                              const Tensor& tokens, const Tensor& targets, double loss_scale,
-                             const Tensor& loss_sum) {
+                             const Tensor& loss_sum, int64_t lowest) {
     assert(dqkv_.shape.rank() > 0 && "made without training");
     assert(loss_scale != 0.0 && targets.shape == tokens.shape);
-    forward(weights, tokens);
+    forward(weights, tokens, config_.head_maxima);
     classify(weights, &gradients, targets, loss_scale, loss_sum);
-    backward(weights, gradients, tokens);
+    backward(weights, gradients, tokens, lowest);
+}
+
+void Llama::clip_heads(const ParameterBuffer& weights, const ParameterBuffer& copies,
+                       double limit) {
+    for (int64_t layer = 0; layer < config_.n_layer; ++layer) {
+        const auto view = [&](const ParameterBuffer& buffer, Slot slot) {
+            return buffer.flat.empty() ? Tensor{} : buffer[parameter_index(layer, slot)];
+        };
+        backend_.qk_clip({view(weights, q), view(weights, k), view(copies, q), view(copies, k),
+                          head_maxima_.slice(layer * config_.n_head, {config_.n_head}),
+                          static_cast<int>(config_.n_head), static_cast<int>(config_.n_kv_head),
+                          limit});
+    }
 }
 
 void Llama::evaluate(const ParameterBuffer& weights, const Tensor& tokens, const Tensor& targets,

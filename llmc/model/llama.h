@@ -16,6 +16,9 @@ struct LlamaConfig {
     int64_t vocab_size = 0, seq_len = 0;
     double rope_theta = 10000.0, norm_eps = 1e-5, init_std = 0.02;
     bool tie_embeddings = true;
+    // Training keeps the largest attention score of each head, for clip_heads(). Not a property of
+    // the weights.
+    bool head_maxima = false;
 
     int64_t head_size() const { return d_model / n_head; }
     int64_t qkv_size() const { return (n_head + 2 * n_kv_head) * head_size(); }
@@ -52,9 +55,18 @@ class Llama {
     // tokens, targets [B, T] int32 (B <= batch, T <= seq_len); targets of -1 are not counted.
     // gradients += gradient of loss_scale * sum of the token losses; loss_sum[0] (fp64) += the sum
     // of the token losses times loss_scale. Issues operations only. `weights` are compute type.
+    // The backward pass ends with layer `lowest` (n_layer: with the last norm): the gradients of
+    // parameters of lower layers stay as they are, and where it is above 0 a tied embedding gets
+    // the gradient of the head alone.
     void forward_backward(const ParameterBuffer& weights, const ParameterBuffer& gradients,
                           const Tensor& tokens, const Tensor& targets, double loss_scale,
-                          const Tensor& loss_sum);
+                          const Tensor& loss_sum, int64_t lowest = 0);
+
+    // With config.head_maxima: the largest scores [n_layer, H] (master) of all forward_backward()
+    // since they were set to zero, zero at the least; and QK-clip of the weights by them (QkClip in
+    // backend.h). copies (compute) may be empty.
+    const Tensor& head_maxima() const { return head_maxima_; }
+    void clip_heads(const ParameterBuffer& weights, const ParameterBuffer& copies, double limit);
 
     // Forward only: loss_sum as above.
     void evaluate(const ParameterBuffer& weights, const Tensor& tokens, const Tensor& targets,
@@ -97,13 +109,13 @@ class Llama {
     Rope rotation(const Tensor& qkv, Extent extent, bool inverse) const;
 
     // From the tokens to final_normed_.
-    void forward(const ParameterBuffer& weights, const Tensor& tokens);
+    void forward(const ParameterBuffer& weights, const Tensor& tokens, bool keep_maxima = false);
     // The head and the loss, chunk by chunk; with gradients also those of the head and, into
     // branch_, of its input.
     void classify(const ParameterBuffer& weights, const ParameterBuffer* gradients,
                   const Tensor& targets, double loss_scale, const Tensor& loss_sum);
     void backward(const ParameterBuffer& weights, const ParameterBuffer& gradients,
-                  const Tensor& tokens);
+                  const Tensor& tokens, int64_t lowest);
     void backward_mlp(const LayerParameters& w, const LayerParameters& g,
                       const LayerActivations& a);
     void backward_attention(const LayerParameters& w, const LayerParameters& g,
@@ -129,6 +141,7 @@ class Llama {
     Tensor dx_;          // [N, C] gradient of the residual stream
     Tensor dx_compute_;  // [N, C] the same in compute type (dx_ itself where that is its type)
     Tensor dqkv_;        // [N, (H+2K)*D]
+    Tensor row_max_, head_maxima_;  // [B, H, T], [n_layer, H] master; where config_.head_maxima
 };
 
 }  // namespace lmo

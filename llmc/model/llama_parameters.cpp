@@ -18,17 +18,23 @@ ParameterList llama_parameters(const LlamaConfig& config) {
     const double output_std = std / std::sqrt(2.0 * static_cast<double>(config.n_layer));
 
     ParameterList list;
-    list.add(
-        {"model.embed_tokens.weight", {config.vocab_size, channels}, Role::embedding, "", std});
+    Parameter embedding{
+        "model.embed_tokens.weight", {config.vocab_size, channels}, Role::embedding, "", std};
+    // A tied one is the head too, which has its gradient first; what the tokens add is left out
+    // where the backward pass stops short of them.
+    embedding.layer = config.tie_embeddings ? -1 : 0;
+    list.add(embedding);
     for (int64_t layer = 0; layer < config.n_layer; ++layer) {
         const std::string prefix = "model.layers." + std::to_string(layer) + ".";
         const std::string attention = prefix + "self_attn.", mlp = prefix + "mlp.";
         const std::string fused = attention + "qkv_proj";
+        const int number = static_cast<int>(layer);
         const auto matrix = [&](const std::string& name, int64_t rows, int64_t columns, double s) {
-            return Parameter{name + ".weight", {rows, columns}, Role::matrix, "", s};
+            return Parameter{name + ".weight", {rows, columns}, Role::matrix, "", s, false, number};
         };
         const auto gain = [&](const std::string& name) {
-            return Parameter{prefix + name + ".weight", {channels}, Role::gain, "", 0.0};
+            return Parameter{
+                prefix + name + ".weight", {channels}, Role::gain, "", 0.0, false, number};
         };
         list.add(gain("input_layernorm"));
         for (const char* part : {"q_proj", "k_proj", "v_proj"}) {

@@ -1,14 +1,21 @@
-// The norms: sign (largest entry), Frobenius, spectral, and none. For an m x n tensor:
+// The norms. For an m x n tensor x = U S V^T with k = min(m, n), and q = p/(p-1):
 //
-//   norm       dir(x)                             primal norm        dual norm            kappa
-//   sign       sign(x)                            largest |entry|    sum of |entries|     m n
-//   frobenius  x / ||x||_F                        Frobenius          Frobenius            1
-//   spectral   U V^T of x = U S V^T, by           largest of S       sum of S (nuclear)   min(m, n)
-//              Newton-Schulz iteration
+//   norm       dir(x)                           primal norm            dual norm            kappa
+//   sign       sign(x)                          largest |entry|        sum of |entries|     m n
+//   frobenius  x / ||x||_F                      Frobenius              Frobenius            1
+//   rms        sqrt(m n) x / ||x||_F            ||x||_F / sqrt(m n)    sqrt(m n) ||x||_F    m n
+//   row        each row over its 2-norm         largest row            sum of the rows      m
+//   column     each column over its 2-norm      largest column         sum of the columns   n
+//   spectral   U V^T, by Newton-Schulz          largest of S           sum of S (nuclear)   k
+//   schatten   U S^(q-1) V^T / ||S||_q^(q-1)    ||S||_p                ||S||_q     k^(1/q - 1/p) or
+//   1
+//
+// A vector is one column. (Scion, arXiv 2502.07529, table 2; Schatten: algorithms.md 13.)
 #include "llmc/norm/norm.h"
 
 #include <algorithm>
 #include <cmath>
+#include <limits>
 #include <numeric>
 
 #include "llmc/core/error.h"
@@ -99,6 +106,121 @@ class FrobeniusNorm : public Norm {
     }
 };
 
+// Frobenius norm in units of the root of the number of entries: a unit ball of entries of size 1.
+class RmsNorm : public FrobeniusNorm {
+  public:
+    NormType type() const override { return NormType::rms; }
+    double scale(const Shape& shape) const override {
+        return std::sqrt(static_cast<double>(shape.count()));
+    }
+    double primal(Backend&, std::span<const double> x, const Shape& shape) const override {
+        return frobenius(x) / scale(shape);
+    }
+    double dual(Backend&, std::span<const double> x, const Shape& shape) const override {
+        return frobenius(x) * scale(shape);
+    }
+    double kappa(const Shape& shape) const override { return static_cast<double>(shape.count()); }
+};
+
+// The largest of the rows' (or columns') Euclidean norms.
+class LineNorm : public Norm {
+  public:
+    explicit LineNorm(bool columns) : columns_(columns) {}
+    NormType type() const override { return columns_ ? NormType::column : NormType::row; }
+    void check(const std::string&, const Shape&) const override {}
+    void direction(Backend& backend, std::span<const Tensor> x, const Tensor&) const override {
+        backend.line_normalize({x, columns_, kFrobeniusEps});
+    }
+    size_t workspace_bytes(const Backend&, std::span<const Tensor>) const override { return 0; }
+    double primal(Backend&, std::span<const double> x, const Shape& shape) const override {
+        return largest_entry(lines(x, shape));
+    }
+    double dual(Backend&, std::span<const double> x, const Shape& shape) const override {
+        return sum_of_entries(lines(x, shape));
+    }
+    double kappa(const Shape& shape) const override {
+        return static_cast<double>(columns_ ? shape.columns() : shape.rows());
+    }
+    double flops(const Shape& shape) const override {
+        return 3.0 * static_cast<double>(shape.count());
+    }
+
+  private:
+    // The norm of each row or column.
+    std::vector<double> lines(std::span<const double> x, const Shape& shape) const {
+        const size_t rows = static_cast<size_t>(shape.rows());
+        const size_t columns = static_cast<size_t>(shape.columns());
+        std::vector<double> norms, line;
+        for (size_t i = 0; i < (columns_ ? columns : rows); ++i) {
+            line.clear();
+            for (size_t j = 0; j < (columns_ ? rows : columns); ++j) {
+                line.push_back(columns_ ? x[j * columns + i] : x[i * columns + j]);
+            }
+            norms.push_back(frobenius(line));
+        }
+        return norms;
+    }
+
+    bool columns_;
+};
+
+void require_matrix(const std::string& tensor, const Shape& shape, const char* norm) {
+    if (shape.rank() == 2) return;
+    throw UsageError(tensor + " has shape " + to_string(shape) + ", but the " + norm +
+                     " norm needs a matrix (two dimensions): narrow this group's match (for "
+                     "example to role matrix) and let a group with another norm (sign, frobenius, "
+                     "rms, none) take the tensor");
+}
+
+// (sum of s^p)^(1/p) of values s >= 0; the largest of them for an infinite p.
+double p_norm(const std::vector<double>& values, double p) {
+    const double top = largest_entry(values);
+    if (top == 0.0 || std::isinf(p)) return top;
+    double sum = 0.0;
+    for (double value : values) sum += std::pow(value / top, p);
+    return top * std::pow(sum, 1.0 / p);
+}
+
+class SchattenNorm : public Norm {
+  public:
+    explicit SchattenNorm(double p) : p_(p) {}
+    NormType type() const override { return NormType::schatten; }
+    void check(const std::string& tensor, const Shape& shape) const override {
+        require_matrix(tensor, shape, "Schatten");
+    }
+    void direction(Backend& backend, std::span<const Tensor> x,
+                   const Tensor& workspace) const override {
+        backend.schatten_direction({x, p_, workspace});
+    }
+    size_t workspace_bytes(const Backend& backend, std::span<const Tensor> x) const override {
+        return backend.workspace_bytes(SchattenDirection{x, p_, {}});
+    }
+    double primal(Backend& host, std::span<const double> x, const Shape& shape) const override {
+        return p_norm(singular_values(host, x, shape), p_);
+    }
+    double dual(Backend& host, std::span<const double> x, const Shape& shape) const override {
+        return p_norm(singular_values(host, x, shape), dual_exponent());
+    }
+    double kappa(const Shape& shape) const override {
+        const double k = static_cast<double>(std::min(shape.rows(), shape.columns()));
+        const double power = 1.0 / dual_exponent() - 1.0 / p_;
+        return power > 0.0 ? std::pow(k, power) : 1.0;
+    }
+    // Eight sweeps of rotations of pairs of rows: a product, and two rows of l and of k changed.
+    double flops(const Shape& shape) const override {
+        const double k = static_cast<double>(std::min(shape.rows(), shape.columns()));
+        const double l = static_cast<double>(std::max(shape.rows(), shape.columns()));
+        return 8.0 * 0.5 * k * k * (8.0 * l + 6.0 * k) + 2.0 * k * k * l;
+    }
+
+  private:
+    double dual_exponent() const {
+        if (std::isinf(p_)) return 1.0;
+        return p_ == 1.0 ? std::numeric_limits<double>::infinity() : p_ / (p_ - 1.0);
+    }
+    double p_;
+};
+
 class SpectralNorm : public Norm {
   public:
     explicit SpectralNorm(NewtonSchulzSet set) : set_(std::move(set)) {}
@@ -106,11 +228,7 @@ class SpectralNorm : public Norm {
     NormType type() const override { return NormType::spectral; }
 
     void check(const std::string& tensor, const Shape& shape) const override {
-        if (shape.rank() == 2) return;
-        throw UsageError(tensor + " has shape " + to_string(shape) +
-                         ", but the spectral norm needs a matrix (two dimensions): narrow this "
-                         "group's match (for example to role matrix) and let a group with another "
-                         "norm (sign, frobenius, none) take the tensor");
+        require_matrix(tensor, shape, "spectral");
     }
 
     void direction(Backend& backend, std::span<const Tensor> x,
@@ -180,8 +298,16 @@ std::string to_string(NormType type) {
             return "sign";
         case NormType::frobenius:
             return "frobenius";
+        case NormType::rms:
+            return "rms";
+        case NormType::row:
+            return "row";
+        case NormType::column:
+            return "column";
         case NormType::spectral:
             return "spectral";
+        case NormType::schatten:
+            return "schatten";
     }
     return "unknown";
 }
@@ -194,6 +320,13 @@ std::unique_ptr<Norm> make_norm(const NormConfig& config) {
             return std::make_unique<SignNorm>();
         case NormType::frobenius:
             return std::make_unique<FrobeniusNorm>();
+        case NormType::rms:
+            return std::make_unique<RmsNorm>();
+        case NormType::row:
+        case NormType::column:
+            return std::make_unique<LineNorm>(config.type == NormType::column);
+        case NormType::schatten:
+            return std::make_unique<SchattenNorm>(config.p);
         case NormType::spectral:
             break;
     }

@@ -14,7 +14,7 @@
 
 namespace lmo {
 
-enum class NormType { none, sign, frobenius, spectral };
+enum class NormType { none, sign, frobenius, rms, row, column, spectral, schatten };
 std::string to_string(NormType type);
 
 // A Newton-Schulz coefficient set cut or extended to a number of steps, with the normalisation that
@@ -27,6 +27,7 @@ struct NewtonSchulzSet {
 struct NormConfig {
     NormType type = NormType::none;
     NewtonSchulzSet newton_schulz;  // spectral only
+    double p = 2.0;                 // schatten only: >= 1, may be infinite
 };
 
 class Norm {
@@ -36,16 +37,18 @@ class Norm {
 
     // Throws UsageError naming `tensor` when the norm is not defined for the shape.
     virtual void check(const std::string& tensor, const Shape& shape) const = 0;
-    // Replaces each x by dir(x) = -LMO(x) = argmax over ||z|| <= 1 of <x, z>. Neighbours of one
-    // shape are computed together. The memory of `x` must outlive a graph that captures this.
+    // Replaces each x by dir(x) / scale, with dir(x) = -LMO(x) = argmax over ||z|| <= 1 of <x, z>.
+    // Neighbours of one shape are computed together. The memory of `x` must outlive a graph that
+    // captures this.
     virtual void direction(Backend& backend, std::span<const Tensor> x,
                            const Tensor& workspace) const = 0;
+    virtual double scale(const Shape&) const { return 1.0; }
     virtual size_t workspace_bytes(const Backend& backend, std::span<const Tensor> x) const = 0;
     // ||x|| and the dual norm ||x||_* of a row-major tensor that was measured: exact, in fp64, and
     // without Newton-Schulz. `host` is a backend with fp64.
     virtual double primal(Backend& host, std::span<const double> x, const Shape& shape) const = 0;
     virtual double dual(Backend& host, std::span<const double> x, const Shape& shape) const = 0;
-    // sup ||g||_* / ||g|| over tensors g of this shape: min(m, n), m n, or 1.
+    // sup ||g||_* / ||g|| over tensors g of this shape.
     virtual double kappa(const Shape& shape) const = 0;
     // Floating-point operations of one direction.
     virtual double flops(const Shape& shape) const = 0;

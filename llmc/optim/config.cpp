@@ -60,12 +60,20 @@ std::string to_string(MomentumType type) {
             return "lion";
         case MomentumType::adam:
             return "adam";
+        case MomentumType::gradient:
+            return "gradient";
     }
     return "unknown";
 }
 
 bool is_sum_momentum(MomentumType type) {
     return type == MomentumType::heavy_ball || type == MomentumType::nesterov;
+}
+
+bool OptimizerConfig::keeps_gradients() const {
+    return std::any_of(groups.begin(), groups.end(), [](const GroupConfig& group) {
+        return group.momentum.type == MomentumType::gradient;
+    });
 }
 
 double RadiusConfig::value(const Shape& shape) const {
@@ -79,6 +87,16 @@ double RadiusConfig::value(const Shape& shape) const {
             return factor * std::sqrt(m / n);
         case RadiusRule::sqrt_max:
             return factor * std::sqrt(std::max(m, n));
+        case RadiusRule::sqrt_rows:
+            return factor * std::sqrt(m);
+        case RadiusRule::sqrt_columns:
+            return factor * std::sqrt(n);
+        case RadiusRule::sqrt_count:
+            return factor * std::sqrt(m * n);
+        case RadiusRule::inverse_columns:
+            return factor / n;
+        case RadiusRule::inverse_sqrt_columns:
+            return factor / std::sqrt(n);
     }
     return factor;
 }

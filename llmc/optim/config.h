@@ -2,6 +2,7 @@
 // configs/optimizer/ are nothing but these values; llmc/train reads them from JSON.
 #pragma once
 
+#include <map>
 #include <optional>
 #include <string>
 #include <vector>
@@ -27,32 +28,82 @@ std::string to_string(const GroupMatch& match);  // "role matrix, name "*.q_proj
 //   nesterov_ema  m = beta m + (1-beta) g,  u = (1-beta) g + beta m  (Keller Jordan's Muon)
 //   lion          u = beta1 m + (1-beta1) g, then m = beta2 m + (1-beta2) g
 //   adam          first and second moment, see struct Adam in backend.h
-enum class MomentumType { none, ema, heavy_ball, nesterov, nesterov_ema, lion, adam };
+//   gradient      heavy_ball in the gradient's own memory, which is not cleared between updates but
+//                 multiplied by beta (ScionLight, arXiv 2502.07529); no clipping
+enum class MomentumType { none, ema, heavy_ball, nesterov, nesterov_ema, lion, adam, gradient };
 std::string to_string(MomentumType type);
 // heavy_ball and nesterov: m = beta m + g, as in torch.optim.SGD.
 bool is_sum_momentum(MomentumType type);
 
 struct MomentumConfig {
     MomentumType type = MomentumType::none;
-    double beta = 0.0;                // ema, heavy_ball, nesterov, nesterov_ema
-    double beta1 = 0.0, beta2 = 0.0;  // lion, adam
-    double eps = 1e-8;                // adam
-    bool eps_inside = false;          // adam
+    double beta = 0.0;                  // ema, heavy_ball, nesterov, nesterov_ema, gradient
+    double beta1 = 0.0, beta2 = 0.0;    // lion, adam
+    double eps = 1e-8;                  // adam
+    bool eps_inside = false;            // adam
+    bool starts_with_gradient = false;  // at the first update the old m is g, not zero
 };
 
 // Radius of the LMO ball: factor * rule(m, n) for a block of m rows and n columns (n = 1: vector).
-enum class RadiusRule { one, sqrt_max_1_ratio, sqrt_ratio, sqrt_max };
+enum class RadiusRule {
+    one,
+    sqrt_max_1_ratio,  // sqrt(max(1, m/n))
+    sqrt_ratio,        // sqrt(m/n)
+    sqrt_max,          // sqrt(max(m, n))
+    sqrt_rows,         // sqrt(m)
+    sqrt_columns,      // sqrt(n)
+    sqrt_count,        // sqrt(m n)
+    inverse_columns,   // 1/n
+    inverse_sqrt_columns,
+};
 struct RadiusConfig {
-    RadiusRule rule = RadiusRule::one;  // 1, sqrt(max(1, m/n)), sqrt(m/n), sqrt(max(m, n))
+    RadiusRule rule = RadiusRule::one;
     double factor = 1.0;
     double value(const Shape& shape) const;
 };
 
-enum class DecayType { none, decoupled };
+// What is done to the direction: nothing; scaled to unit Frobenius norm, so that a radius like
+// 0.2*sqrt(m*n) sets the size of its entries; or NorMuon's rows (RowMomentNormalize in backend.h).
+enum class PostType { none, frobenius, row_moment };
+struct PostConfig {
+    PostType type = PostType::none;
+    double beta2 = 0.95, eps = 1e-8;  // row_moment
+};
+
+// The length of a step besides rate and radius; see struct StepSizes in backend.h.
+struct StepConfig {
+    StepRule rule = StepRule::unit;
+    double limit = 0.0;         // clipped
+    bool together = false;      // clipped, dual: by the sum over blocks of one shape (and layer)
+    double l0 = 0.0, l1 = 0.0;  // gluon, for blocks that `layers` does not name
+    std::map<std::string, std::pair<double, double>> layers;  // gluon: block -> (L0, L1)
+    bool inexact = false;  // spectral: shrinks with the measured error of the orthogonalisation
+    bool needs_dual() const { return rule != StepRule::unit; }
+    bool is_plain() const { return rule == StepRule::unit && !inexact; }
+};
+
+enum class DecayType {
+    none,
+    decoupled,    // w = (1 - lr weight_decay) w - ...
+    constrained,  // w = (1 - lr) w - lr radius dir: stays in the ball of the radius (Scion)
+    cautious,     // decoupled, where the update has the sign of the weight
+    start,        // w = w + ... + (w_0 - w) / (k + 2) after k updates (SODA)
+};
 struct DecayConfig {
     DecayType type = DecayType::none;
     std::optional<double> weight_decay;                    // else the optimizer's
     std::vector<Role> roles = {Role::matrix, Role::head};  // the roles that decay
+};
+
+// A second direction in turn with the first: LionMuon (arXiv 2605.19811).
+struct AlternateConfig {
+    int64_t period = 1;  // the first direction at updates 0, period, 2 period, ...
+    NormConfig norm;     // the other one's
+    RadiusConfig radius;
+    double lr_scale = 1.0;
+    // Where positive, in place of the period: the first direction for a matrix whose stable rank r
+    // (||x||_F^2 / ||x||_2^2, by three steps of the power method) has r^2 <= stable_rank min(m, n).
+    double stable_rank = 0.0;
 };
 
 struct GroupConfig {
@@ -60,8 +111,25 @@ struct GroupConfig {
     MomentumConfig momentum;
     NormConfig norm;
     RadiusConfig radius;
+    PostConfig post;
+    StepConfig step;
     DecayConfig decay;
     double lr_scale = 1.0;  // this group's rate over the scheduled one
+    std::optional<AlternateConfig> alternate;
+};
+
+// Which layers an update is of; all parameters that belong to no layer (or lie behind them all) are
+// always updated. The others' weights and states rest, and the backward pass stops at the lowest
+// chosen layer (Drop-Muon, arXiv 2510.02239).
+//   progressive  layers s, s+1, ... with s uniform
+//   subset       each layer with `probability`
+//   periodic     layer l at updates k with (k + l) mod period = 0
+enum class LayerSamplingType { all, progressive, subset, periodic };
+struct LayerSamplingConfig {
+    LayerSamplingType type = LayerSamplingType::all;
+    double probability = 1.0;
+    int64_t period = 1;
+    uint64_t seed = 0;
 };
 
 struct OptimizerConfig {
@@ -71,6 +139,10 @@ struct OptimizerConfig {
     bool fuse_qkv = true;    // q, k, v as one matrix in norms
     // Published: heavy_ball and nesterov momenta start as the weights after their first decay.
     bool momentum_from_weights = false;
+    LayerSamplingConfig sampling;
+    double qk_clip = 0.0;  // largest attention score that heads are scaled to; 0: not
+
+    bool keeps_gradients() const;  // a group's momentum lives in them
 };
 
 }  // namespace lmo

@@ -1,26 +1,14 @@
-// Blocks (matrices as norms see them) are assigned to groups once; a step is then one call of each
-// stage for each group, over all its blocks. Views and coefficients live as long as the optimizer,
-// because captured operations keep spans of them.
+// Blocks (matrices as norms see them) are assigned to groups once; a step runs every group over its
+// parts. Views and coefficients live as long as the optimizer, because captured operations keep
+// spans of them.
 #include "llmc/optim/optimizer.h"
 
 #include <algorithm>
 #include <cmath>
-#include <tuple>
 
 #include "llmc/core/error.h"
 
 namespace lmo {
-
-// One group and what belongs to its blocks; all vectors are parallel to `blocks`.
-struct Optimizer::Group {
-    MomentumConfig momentum;
-    std::unique_ptr<Norm> norm;
-    double lr_scale;
-    std::vector<ParameterBlock> blocks;
-    std::vector<double> radius, decay;
-    std::vector<Tensor> first, second;       // states; empty when the momentum has none
-    std::vector<Tensor> weights, copies, x;  // views; x: the gradients
-};
 
 namespace {
 
@@ -56,43 +44,18 @@ size_t group_of(const OptimizerConfig& config, const ParameterList& parameters,
     return group;
 }
 
-double decay_of(const DecayConfig& decay, double default_weight, Role role) {
-    const bool decays =
-        decay.type == DecayType::decoupled &&
-        std::find(decay.roles.begin(), decay.roles.end(), role) != decay.roles.end();
-    return decays ? decay.weight_decay.value_or(default_weight) : 0.0;
-}
-
-// What checkpoints call the states of a momentum type, and so how many there are.
-std::vector<std::string> state_names(MomentumType type) {
-    if (type == MomentumType::none) return {};
-    if (type == MomentumType::adam) return {"first", "second"};
-    return {"momentum"};
-}
-
-struct MomentumWeights {
-    double u_m, u_g, m_m, m_g;
-};
-
-// u = u_m m + u_g g and m = m_m m + m_g g of the old m: nesterov's u = g + beta (beta m + g).
-MomentumWeights momentum_weights(const MomentumConfig& momentum) {
-    const double beta = momentum.beta;
-    switch (momentum.type) {
-        case MomentumType::ema:
-            return {beta, 1.0 - beta, beta, 1.0 - beta};
-        case MomentumType::heavy_ball:
-            return {beta, 1.0, beta, 1.0};
-        case MomentumType::nesterov:
-            return {beta * beta, 1.0 + beta, beta, 1.0};
-        case MomentumType::nesterov_ema:
-            return {beta * beta, 1.0 - beta * beta, beta, 1.0 - beta};
-        case MomentumType::lion:
-            return {momentum.beta1, 1.0 - momentum.beta1, momentum.beta2, 1.0 - momentum.beta2};
-        case MomentumType::none:
-        case MomentumType::adam:
-            break;  // adam is an operation of its own
+// Names in step.layers that are no block of the group would be constants that nobody uses.
+void require_known_layers(const StepConfig& step, const std::vector<ParameterBlock>& blocks,
+                          const std::string& group) {
+    for (const auto& [name, constants] : step.layers) {
+        const bool known = std::any_of(blocks.begin(), blocks.end(),
+                                       [&](const auto& block) { return block.name == name; });
+        if (known) continue;
+        throw UsageError(group + ": step.layers names " + name +
+                         ", which this group does not take; its blocks are those that "
+                         "`train_gpt smoothness` lists (q, k, v are one unless optimizer.qkv is "
+                         "split)");
     }
-    return {0.0, 1.0, 0.0, 0.0};
 }
 
 // to = factor * from, in the tensors' own type, through host memory.
@@ -104,158 +67,228 @@ void copy_scaled(Backend& backend, const Tensor& to, const Tensor& from, double 
     backend.copy_in(to, values.data());
 }
 
-// Tensors of these shapes without memory, to ask for workspace sizes.
-template <typename List>
-std::vector<Tensor> shapes_only(const List& list, DType type) {
-    std::vector<Tensor> tensors;
-    for (const auto& item : list) tensors.push_back({nullptr, type, item.shape});
-    return tensors;
+// Layers of the network, which parameters name.
+int count_layers(const ParameterList& parameters) {
+    int last = -1;
+    for (const Parameter& parameter : parameters) last = std::max(last, parameter.layer);
+    return last + 1;
 }
 
 }  // namespace
 
 Optimizer::Optimizer(Backend& backend, Arena& arena, const OptimizerConfig& config,
                      const ParameterList& parameters, DType master, const OwnedBlocks& owned)
-    : backend_(backend), arena_(arena), clip_norm_(config.clip_norm) {
+    : backend_(backend),
+      arena_(arena),
+      clip_norm_(config.clip_norm),
+      sampling_(config.sampling, count_layers(parameters)) {
     assert(master == DType::f32 || master == DType::f64);
+    assert((clip_norm_ == 0.0 || !config.keeps_gradients()) && "kept gradients are not clipped");
     assign_blocks(config, parameters, owned);
     take_states(arena, parameters, master);
-    scalars_ = arena.take("optimizer state", DType::f64, {3});
-    norms_ = arena.take("optimizer state", DType::f64, {parameters.size() + 1});
-    sums_ = {nullptr, DType::f64, {parameters.size()}};
-    if (!scalars_.empty()) {
-        rate_ = scalars_.slice(0, {1});
-        step_ = scalars_.slice(1, {1});
-        clip_factor_ = scalars_.slice(2, {1});
-        sums_ = norms_.slice(0, sums_.shape);
-        gradient_norm_ = norms_.slice(parameters.size(), {1});
-    }
+    take_scratch(arena, master);
+    take_scalars(arena, parameters);
     arena.reserve_workspace(workspace_bytes(parameters, master));
 }
 
-Optimizer::~Optimizer() = default;
-
 void Optimizer::assign_blocks(const OptimizerConfig& config, const ParameterList& parameters,
                               const OwnedBlocks& owned) {
-    for (const GroupConfig& stages : config.groups) {
-        Group& group = groups_.emplace_back();
-        group.momentum = stages.momentum;
-        group.norm = make_norm(stages.norm);
-        group.lr_scale = stages.lr_scale;
-    }
+    std::vector<std::vector<ParameterBlock>> blocks(config.groups.size());
     for (const ParameterBlock& block : parameters.blocks(config.fuse_qkv)) {
-        const size_t index = group_of(config, parameters, block);
-        groups_[index].norm->check(describe_group(config, index) + ": " + block.name, block.shape);
-        groups_[index].blocks.push_back(block);
+        blocks[group_of(config, parameters, block)].push_back(block);
     }
-    for (size_t i = 0; i < groups_.size(); ++i) {
-        Group& group = groups_[i];
+    for (size_t i = 0; i < config.groups.size(); ++i) {
+        const std::string name = describe_group(config, i);
         // A role that a model lacks (the head of a tied one) is no mistake; a name that fits
         // nothing is.
-        if (group.blocks.empty() && !config.groups[i].match.name.empty()) {
-            throw UsageError(describe_group(config, i) +
+        if (blocks[i].empty() && !config.groups[i].match.name.empty()) {
+            throw UsageError(name +
                              " takes no parameter of this model (the first group that matches "
                              "takes it): remove the group, or correct its match or its place");
         }
-        if (owned) std::erase_if(group.blocks, [&](const auto& block) { return !owned(block); });
-        // Equal shapes side by side: the spectral norm computes them as one batch.
-        std::stable_sort(group.blocks.begin(), group.blocks.end(),
-                         [](const ParameterBlock& a, const ParameterBlock& b) {
-                             const auto key = [](const Shape& s) {
-                                 return std::tuple(s.rank(), s.rows(), s.columns());
-                             };
-                             return key(a.shape) < key(b.shape);
-                         });
-        const GroupConfig& stages = config.groups[i];
-        for (const ParameterBlock& block : group.blocks) {
-            group.radius.push_back(stages.radius.value(block.shape));
-            group.decay.push_back(decay_of(stages.decay, config.weight_decay, block.role));
-        }
+        groups_.emplace_back(config.groups[i], blocks[i], config.weight_decay, name);
+        require_known_layers(config.groups[i].step, blocks[i], name);
+        groups_.back().keep(owned);
+        groups_.back().cut(!sampling_.all());
     }
 }
 
 void Optimizer::take_states(Arena& arena, const ParameterList& parameters, DType master) {
-    for (Group& group : groups_) {
-        const std::vector<std::string> names = state_names(group.momentum.type);
-        for (size_t s = 0; s < names.size(); ++s) {
-            for (const ParameterBlock& block : group.blocks) {
-                const Tensor state = arena.take("optimizer state", master, block.shape);
-                (s == 0 ? group.first : group.second).push_back(state);
-                int64_t offset = 0;
+    for (OptimizerGroup& group : groups_) {
+        for (const StateKind& kind : state_kinds(group.config())) {
+            for (GroupPart& part : group.parts) {
+                for (const ParameterBlock& block : part.blocks) {
+                    const Shape shape = kind.per_row ? Shape{block.shape.rows()} : block.shape;
+                    const Tensor state = arena.take("optimizer state", master, shape);
+                    part.states[static_cast<size_t>(kind.slot)].push_back(state);
+                    int64_t offset = 0;
+                    for (int i = block.first; i < block.first + block.count; ++i) {
+                        const Parameter& p = parameters[i];
+                        const Shape own = kind.per_row ? Shape{p.shape.rows()} : p.shape;
+                        const Tensor view =
+                            state.empty() ? Tensor{nullptr, master, own} : state.slice(offset, own);
+                        states_.push_back({p.name + "." + kind.name, view});
+                        offset += own.count();
+                    }
+                }
+            }
+        }
+        if (group.config().momentum.type != MomentumType::gradient) continue;
+        for (const GroupPart& part : group.parts) {
+            for (const ParameterBlock& block : part.blocks) {
                 for (int i = block.first; i < block.first + block.count; ++i) {
-                    const Parameter& p = parameters[i];
-                    const Tensor part = state.empty() ? Tensor{nullptr, master, p.shape}
-                                                      : state.slice(offset, p.shape);
-                    states_.push_back({p.name + "." + names[s], part});
-                    offset += p.shape.count();
+                    kept_.push_back(i);
+                    states_.push_back({parameters[i].name + ".momentum",
+                                       {nullptr, master, parameters[i].shape},
+                                       true});
                 }
             }
         }
     }
 }
 
-size_t Optimizer::workspace_bytes(const ParameterList& parameters, DType master) const {
-    const std::vector<Tensor> gradients = shapes_only(parameters, master);
-    size_t bytes = backend_.workspace_bytes(SumOfSquares{gradients, sums_, {}});
-    for (const Group& group : groups_) {
-        const std::vector<Tensor> x = shapes_only(group.blocks, master);
-        bytes = std::max(bytes, group.norm->workspace_bytes(backend_, x));
+// Copies of gradients, for one part at a time.
+void Optimizer::take_scratch(Arena& arena, DType master) {
+    int64_t elements = 0;
+    for (const OptimizerGroup& group : groups_) {
+        elements = std::max(elements, group.scratch_elements());
     }
-    return bytes;
-}
-
-void Optimizer::initialise() {
-    for (const Group& group : groups_) {
-        for (const Tensor& state : group.first) backend_.zero(state);
-        for (const Tensor& state : group.second) backend_.zero(state);
-    }
-}
-
-void Optimizer::start_momentum_from(const ParameterBuffer& weights, double rate) {
-    for (const Group& group : groups_) {
-        if (!is_sum_momentum(group.momentum.type)) continue;
-        for (size_t i = 0; i < group.blocks.size(); ++i) {
-            const Tensor from = weights[group.blocks[i]];
-            const double factor = 1.0 - rate * group.lr_scale * group.decay[i];
-            if (from.dtype == DType::f64) {
-                copy_scaled<double>(backend_, group.first[i], from, factor);
-            } else {
-                copy_scaled<float>(backend_, group.first[i], from, factor);
+    if (elements == 0) return;
+    const Tensor scratch = arena.take("optimizer scratch", master, {elements});
+    for (OptimizerGroup& group : groups_) {
+        if (!group.needs_scratch()) continue;
+        for (GroupPart& part : group.parts) {
+            int64_t offset = 0;
+            for (const ParameterBlock& block : part.blocks) {
+                part.scratch.push_back(scratch.empty() ? Tensor{nullptr, master, block.shape}
+                                                       : scratch.slice(offset, block.shape));
+                offset += block.shape.count();
             }
         }
     }
 }
 
-// Takes the views of the gradients; later calls must bring the same buffer.
-void Optimizer::bind(const ParameterBuffer& gradients) {
+void Optimizer::take_scalars(Arena& arena, const ParameterList& parameters) {
+    const int64_t steps = sampling_.all() ? 1 : sampling_.layers() + 1;
+    int64_t most = 0;  // blocks of a part with scalars of their own
+    for (const OptimizerGroup& group : groups_) {
+        if (group.config().step.is_plain() && !group.varies()) continue;
+        for (const GroupPart& part : group.parts) {
+            most = std::max(most, static_cast<int64_t>(part.blocks.size()));
+        }
+    }
+    scalars_ = arena.take("optimizer state", DType::f64, {2 + steps + 4 * most});
+    norms_ = arena.take("optimizer state", DType::f64, {parameters.size() + 1});
+    sums_ = {nullptr, DType::f64, {parameters.size()}};
+    if (scalars_.empty()) return;
+    sums_ = norms_.slice(0, sums_.shape);
+    gradient_norm_ = norms_.slice(parameters.size(), {1});
+    group_scalars_.rate = scalars_.slice(0, {1});
+    group_scalars_.clip_factor = scalars_.slice(1 + steps, {1});
+    if (most > 0) {
+        group_scalars_.dot = scalars_.slice(2 + steps, {most});
+        group_scalars_.size = scalars_.slice(2 + steps + most, {most});
+        group_scalars_.range = scalars_.slice(2 + steps + 2 * most, {2 * most});
+    }
+    for (OptimizerGroup& group : groups_) {
+        for (GroupPart& part : group.parts) {
+            const int layer = part.blocks[0].layer;
+            const int64_t at = sampling_.all() || layer < 0 ? steps - 1 : layer;
+            part.step = scalars_.slice(1 + at, {1});
+        }
+    }
+}
+
+size_t Optimizer::workspace_bytes(const ParameterList& parameters, DType master) const {
+    std::vector<Tensor> gradients;
+    for (const Parameter& p : parameters) gradients.push_back({nullptr, master, p.shape});
+    size_t bytes = backend_.workspace_bytes(SumOfSquares{gradients, sums_, {}});
+    for (const OptimizerGroup& group : groups_) {
+        bytes = std::max(bytes, group.workspace_bytes(backend_, master));
+    }
+    return bytes;
+}
+
+void Optimizer::initialise(const ParameterBuffer& weights) {
+    for (const StateTensor& state : states_) backend_.zero(state.tensor);
+    for (const OptimizerGroup& group : groups_) {
+        for (const GroupPart& part : group.parts) {
+            const std::vector<Tensor>& starts = part.state(StateSlot::start);
+            for (size_t i = 0; i < starts.size(); ++i) {
+                backend_.copy(starts[i], weights[part.blocks[i]]);
+            }
+        }
+    }
+}
+
+void Optimizer::start_momentum_from(const ParameterBuffer& weights, double rate) {
+    for (const OptimizerGroup& group : groups_) {
+        if (!is_sum_momentum(group.config().momentum.type)) continue;
+        for (const GroupPart& part : group.parts) {
+            for (size_t i = 0; i < part.blocks.size(); ++i) {
+                const Tensor from = weights[part.blocks[i]];
+                const Tensor& to = part.state(StateSlot::first)[i];
+                const double factor = 1.0 - rate * group.config().lr_scale * part.decay[i];
+                if (from.dtype == DType::f64) {
+                    copy_scaled<double>(backend_, to, from, factor);
+                } else {
+                    copy_scaled<float>(backend_, to, from, factor);
+                }
+            }
+        }
+    }
+}
+
+void Optimizer::bind_gradients(const ParameterBuffer& gradients) {
     assert((gradients_.empty() || gradients.flat.data == gradients_.data) &&
            "the gradient buffer changed");
     if (!gradients_.empty()) return;
     gradients_ = gradients.flat;
-    for (int i = 0; i < gradients.list->size(); ++i) gradient_views_.push_back(gradients[i]);
-    for (Group& group : groups_) {
-        for (const ParameterBlock& block : group.blocks) group.x.push_back(gradients[block]);
+    const ParameterList& list = *gradients.list;
+    for (int i = 0; i < list.size(); ++i) {
+        gradient_views_.push_back(gradients[i]);
+        const bool kept = std::find(kept_.begin(), kept_.end(), i) != kept_.end();
+        if (!kept) cleared_.push_back(gradients[i]);
+        if (!kept) continue;
+        for (StateTensor& state : states_) {
+            if (state.name == list[i].name + ".momentum") state.tensor = gradients[i];
+        }
+    }
+    for (OptimizerGroup& group : groups_) {
+        for (GroupPart& part : group.parts) {
+            for (const ParameterBlock& block : part.blocks) {
+                part.gradients.push_back(gradients[block]);
+            }
+        }
     }
 }
 
-void Optimizer::bind(const ParameterBuffer& weights, const ParameterBuffer& copies) {
+void Optimizer::clear(const ParameterBuffer& gradients) {
+    bind_gradients(gradients);
+    if (kept_.empty()) return backend_.zero(gradients.flat);
+    for (const Tensor& gradient : cleared_) backend_.zero(gradient);
+}
+
+void Optimizer::bind_weights(const ParameterBuffer& weights, const ParameterBuffer& copies) {
     assert((weights_.empty() ||
             (weights.flat.data == weights_.data && copies.flat.data == copies_.data)) &&
            "the weight buffers changed");
     if (!weights_.empty()) return;
     weights_ = weights.flat;
     copies_ = copies.flat;
-    for (Group& group : groups_) {
-        for (const ParameterBlock& block : group.blocks) {
-            group.weights.push_back(weights[block]);
-            if (!copies.flat.empty()) group.copies.push_back(copies[block]);
+    for (OptimizerGroup& group : groups_) {
+        for (GroupPart& part : group.parts) {
+            for (const ParameterBlock& block : part.blocks) {
+                part.weights.push_back(weights[block]);
+                if (!copies.flat.empty()) part.copies.push_back(copies[block]);
+            }
         }
     }
 }
 
 double Optimizer::gradient_norm(const ParameterBuffer& gradients,
                                 const std::function<void(std::vector<double>&)>& complete) {
-    bind(gradients);
+    bind_gradients(gradients);
     backend_.sum_of_squares({gradient_views_, sums_, arena_.workspace()});
     if (complete) {
         std::vector<double> sums(static_cast<size_t>(sums_.count()));
@@ -263,7 +296,7 @@ double Optimizer::gradient_norm(const ParameterBuffer& gradients,
         complete(sums);
         backend_.copy_in(sums_, sums.data());
     }
-    backend_.clip_factor({sums_, gradient_norm_, clip_factor_, clip_norm_});
+    backend_.clip_factor({sums_, gradient_norm_, group_scalars_.clip_factor, clip_norm_});
     gradient_norms_.resize(static_cast<size_t>(norms_.count()));
     backend_.copy_out(gradient_norms_.data(), norms_);
     const double norm = gradient_norms_.back();
@@ -273,30 +306,38 @@ double Optimizer::gradient_norm(const ParameterBuffer& gradients,
 }
 
 void Optimizer::set_scalars(double rate, int64_t updates_done) {
-    const double values[2] = {rate, static_cast<double>(updates_done)};
-    backend_.copy_in(scalars_.slice(0, {2}), values);
+    std::vector<double> values = {rate};
+    if (sampling_.all()) {
+        values.push_back(static_cast<double>(updates_done));
+    } else {
+        if (counts_.empty() || updates_done != updates_done_ + 1) {
+            counts_ = sampling_.counts(updates_done);
+        } else {
+            for (int layer = 0; layer < sampling_.layers(); ++layer) {
+                counts_[static_cast<size_t>(layer)] += sampling_.chosen(updates_done_, layer);
+            }
+            counts_.back() = updates_done;
+        }
+        values.insert(values.end(), counts_.begin(), counts_.end());
+    }
+    updates_done_ = updates_done;
+    backend_.copy_in(scalars_.slice(0, {static_cast<int64_t>(values.size())}), values.data());
 }
 
-void Optimizer::momentum_stage(const Group& group) {
-    const MomentumConfig& m = group.momentum;
-    if (m.type == MomentumType::adam) {
-        backend_.adam({group.x, group.first, group.second, clip_factor_, step_, m.beta1, m.beta2,
-                       m.eps, m.eps_inside});
-    } else {
-        const MomentumWeights w = momentum_weights(m);
-        backend_.momentum({group.x, group.first, clip_factor_, w.u_m, w.u_g, w.m_m, w.m_g});
-    }
+bool Optimizer::repeats() const {
+    return sampling_.all() && std::none_of(groups_.begin(), groups_.end(),
+                                           [](const auto& group) { return group.varies(); });
 }
 
 void Optimizer::step(const ParameterBuffer& weights, const ParameterBuffer& copies,
                      const ParameterBuffer& gradients) {
-    bind(gradients);
-    bind(weights, copies);
-    for (const Group& group : groups_) {
-        momentum_stage(group);
-        group.norm->direction(backend_, group.x, arena_.workspace());
-        backend_.apply({group.weights, group.x, group.copies, rate_, group.lr_scale, group.radius,
-                        group.decay});
+    bind_gradients(gradients);
+    bind_weights(weights, copies);
+    for (const OptimizerGroup& group : groups_) {
+        for (const GroupPart& part : group.parts) {
+            if (!sampling_.chosen(updates_done_, part.blocks[0].layer)) continue;
+            group.run(backend_, part, group_scalars_, arena_.workspace(), updates_done_);
+        }
     }
 }
 

@@ -1,6 +1,5 @@
-// The composed optimizer: every parameter group runs its stages (momentum, norm, radius, decay)
-// over its blocks. Gradients are consumed: stage by stage their memory becomes the update
-// direction.
+// The composed optimizer: every parameter group runs its stages (group.h) over its blocks.
+// Gradients are consumed: stage by stage their memory becomes the update direction.
 #pragma once
 
 #include <functional>
@@ -10,6 +9,8 @@
 #include "llmc/core/parameter.h"
 #include "llmc/device/arena.h"
 #include "llmc/optim/config.h"
+#include "llmc/optim/group.h"
+#include "llmc/optim/sampling.h"
 
 namespace lmo {
 
@@ -17,6 +18,7 @@ namespace lmo {
 struct StateTensor {
     std::string name;
     Tensor tensor;
+    bool in_gradients = false;  // no memory of its own
 };
 
 // Which blocks an optimizer updates; empty: all.
@@ -27,13 +29,19 @@ class Optimizer {
     // Assigns parameters to groups and takes state memory and workspace from the arena. Throws
     // UsageError when a parameter matches no group, a name pattern no parameter, or a norm no
     // shape. `master` is the type of weights, gradients and states (fp32 or fp64). With a counting
-    // arena `backend` is only asked for workspace sizes. States and step() are of the `owned` blocks.
+    // arena `backend` is only asked for workspace sizes. States and step() are of the `owned`
+    // blocks.
     Optimizer(Backend& backend, Arena& arena, const OptimizerConfig& config,
               const ParameterList& parameters, DType master, const OwnedBlocks& owned = {});
-    ~Optimizer();
 
-    // Sets all states to zero: the start of a run.
-    void initialise();
+    // The start of a run: states become zero, those that remember the first weights these ones.
+    void initialise(const ParameterBuffer& weights);
+    // Names the buffer that all later calls bring. Momentum that is kept in the gradients lives
+    // there from then on.
+    void bind_gradients(const ParameterBuffer& gradients);
+    // Sets gradients to zero before those of a batch are added, but for momentum that is kept
+    // there.
+    void clear(const ParameterBuffer& gradients);
 
     // Published start of compat.momentum_init: heavy_ball and nesterov momenta become the weights
     // after the decay of a first update at `rate`. Before the first step(), in place of zeros.
@@ -50,45 +58,54 @@ class Optimizer {
     // Scalars of the next step(): rate, and the number of updates done so far.
     void set_scalars(double rate, int64_t updates_done);
 
-    // One update of `weights` (master) and, when not empty, `copies` (compute). Issues operations
-    // only, so it can be captured; when it runs, gradient_norm() of these gradients must have run.
-    // The buffers are the same at every call: captured operations keep views of them.
+    // The lowest layer whose gradient update number `updates_done` needs.
+    int lowest_layer(int64_t updates_done) const { return sampling_.lowest(updates_done); }
+    // Whether every update issues the same operations, so that step() may be captured once.
+    bool repeats() const;
+
+    // One update of `weights` (master) and, when not empty, `copies` (compute). Issues operations;
+    // when they run, gradient_norm() of these gradients must have run. The buffers are the same at
+    // every call: captured operations keep views of them.
     void step(const ParameterBuffer& weights, const ParameterBuffer& copies,
               const ParameterBuffer& gradients);
 
     const std::vector<StateTensor>& states() const { return states_; }
 
   private:
-    struct Group;
-
     void assign_blocks(const OptimizerConfig& config, const ParameterList& parameters,
                        const OwnedBlocks& owned);
     void take_states(Arena& arena, const ParameterList& parameters, DType master);
+    void take_scratch(Arena& arena, DType master);
+    void take_scalars(Arena& arena, const ParameterList& parameters);
     size_t workspace_bytes(const ParameterList& parameters, DType master) const;
-    void bind(const ParameterBuffer& gradients);
-    void bind(const ParameterBuffer& weights, const ParameterBuffer& copies);
-    void momentum_stage(const Group& group);
+    void bind_weights(const ParameterBuffer& weights, const ParameterBuffer& copies);
 
     Backend& backend_;
     Arena& arena_;  // of the workspace
     double clip_norm_;
-    std::vector<Group> groups_;
+    LayerSampling sampling_;
+    std::vector<OptimizerGroup> groups_;
     std::vector<StateTensor> states_;
-    // fp64: scalars that operations read from the device, and the sum of squares of each gradient
-    // with the global norm behind them, so that one copy brings all to the host.
-    Tensor scalars_, rate_, step_, clip_factor_, norms_, sums_, gradient_norm_;
+    // fp64: scalars that operations read from the device (the rate, the updates done of each
+    // layer), and the sum of squares of each gradient with the global norm behind them, so that one
+    // copy brings all to the host.
+    Tensor scalars_, norms_, sums_, gradient_norm_;
+    GroupScalars group_scalars_;
+    int64_t updates_done_ = 0;
+    std::vector<int64_t> counts_;  // of updates_done_, where layers are sampled
     std::vector<double> gradient_norms_;
     // The buffers of the first call and views of them; operations keep spans of the views.
     Tensor weights_, copies_, gradients_;
-    std::vector<Tensor> gradient_views_;
+    std::vector<Tensor> gradient_views_, cleared_;
+    std::vector<int> kept_;  // parameters whose gradients hold their momentum
 };
 
 // The norm that the `matrix` role uses: the scale of the adaptive warm-up, and what the smoothness
 // analyzer measures by.
 std::unique_ptr<Norm> matrix_norm(const OptimizerConfig& config, const ParameterList& parameters);
 
-// What an update of each of parameters.blocks(config.fuse_qkv) costs, in floating-point operations of
-// a matrix product.
+// What an update of each of parameters.blocks(config.fuse_qkv) costs, in floating-point operations
+// of a matrix product.
 std::vector<double> update_costs(const OptimizerConfig& config, const ParameterList& parameters);
 
 // kappa of the adaptive warm-up: the sum over all 2-D blocks (q, k, v as one matrix, the embedding

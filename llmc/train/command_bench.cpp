@@ -51,14 +51,11 @@ class RandomTraining {
                      arena_.take("gradients", precision.master, {parameters_.buffer_length()})},
           optimizer_(backend, arena_, config.optimizer, parameters_, precision.master) {
         arena_.workspace();  // fixed before anything is captured
-        micro_step_ = backend.capture([this] {
-            model_.forward_backward(weights_.compute(), gradients_, batch_.tokens, batch_.targets,
-                                    1.0 / static_cast<double>(tokens()), batch_.loss);
-        });
-        update_ = backend.capture(
-            [this] { optimizer_.step(weights_.master(), weights_.copies(), gradients_); });
+        micro_steps_.resize(static_cast<size_t>(config.model.n_layer) + 1);
+        optimizer_.bind_gradients(gradients_);
+        if (optimizer_.repeats()) update_ = backend.capture([this] { step(); });
         weights_.initialise(config.run.seed);
-        optimizer_.initialise();
+        optimizer_.initialise(weights_.master());
     }
 
     int64_t tokens() const { return config_.batch.sequences * config_.model.seq_len; }
@@ -75,12 +72,14 @@ class RandomTraining {
     }
 
     void update() {
-        backend_.zero(gradients_.flat);
+        optimizer_.clear(gradients_);
         backend_.zero(batch_.loss);
+        if (config_.model.head_maxima) backend_.zero(model_.head_maxima());
+        Graph& micro_step = recorded_micro_step(optimizer_.lowest_layer(updates_));
         for (int64_t done = 0; done < tokens(); done += batch_.tokens.count()) {
             backend_.copy_in(batch_.tokens, ids_.data() + done);
             backend_.copy_in(batch_.targets, ids_.data() + done + 1);
-            micro_step_->launch();
+            micro_step.launch();
         }
         double loss = 0.0;
         backend_.copy_out(&loss, batch_.loss);
@@ -91,12 +90,30 @@ class RandomTraining {
                         "try a smaller optimizer.lr");
         }
         optimizer_.set_scalars(config_.schedule.lr, updates_);
-        update_->launch();
+        update_ ? update_->launch() : step();
         backend_.synchronize();
         ++updates_;
     }
 
   private:
+    Graph& recorded_micro_step(int64_t lowest) {
+        std::unique_ptr<Graph>& graph = micro_steps_[static_cast<size_t>(lowest)];
+        if (!graph) {
+            graph = backend_.capture([this, lowest] {
+                model_.forward_backward(weights_.compute(), gradients_, batch_.tokens,
+                                        batch_.targets, 1.0 / static_cast<double>(tokens()),
+                                        batch_.loss, lowest);
+            });
+        }
+        return *graph;
+    }
+
+    void step() {
+        optimizer_.step(weights_.master(), weights_.copies(), gradients_);
+        if (config_.optimizer.qk_clip == 0.0) return;
+        model_.clip_heads(weights_.master(), weights_.copies(), config_.optimizer.qk_clip);
+    }
+
     const Config& config_;
     Backend& backend_;
     Arena arena_;
@@ -106,7 +123,8 @@ class RandomTraining {
     Weights weights_;
     ParameterBuffer gradients_;
     Optimizer optimizer_;
-    std::unique_ptr<Graph> micro_step_, update_;
+    std::vector<std::unique_ptr<Graph>> micro_steps_;  // by the lowest layer of their gradients
+    std::unique_ptr<Graph> update_;
     std::vector<int32_t> ids_;
     int64_t updates_ = 0;
 };

@@ -57,6 +57,7 @@ struct Ownership {
         std::vector<std::map<std::string, size_t>> kinds(sharding.shares.size());
         std::vector<size_t> bytes(kinds.size(), 0);
         for (const StateTensor& state : all.states()) {
+            if (state.in_gradients) continue;
             const size_t dot = state.name.rfind('.');
             const int parameter = parameters.find(state.name.substr(0, dot));
             const auto owner = static_cast<size_t>(sharding.owners[static_cast<size_t>(parameter)]);

@@ -229,7 +229,26 @@ void read_outputs(Config& config, const Reader& read) {
                   read.number("log.spike")};
 }
 
-Config make_config(const Json& given, const Provenance& origin, ConfigUse use) {
+// What clears or scales the gradients does not go with momentum that lives in them.
+void require_kept_gradients(const Reader& read, const Provenance& origin) {
+    const std::string why = ", as a group's momentum.type is \"gradient\"";
+    if (read.number("optimizer.clip_norm") != 0.0) {
+        reject(origin, "optimizer.clip_norm", read.number("optimizer.clip_norm"), "0" + why);
+    }
+    if (read.text("run.on_nonfinite") == "skip") {
+        reject(origin, "run.on_nonfinite", "skip", "\"stop\" or \"rollback\"" + why);
+    }
+    if (read.integer("smoothness.every") != 0) {
+        reject(origin, "smoothness.every", read.integer("smoothness.every"), "0" + why);
+    }
+    if (read.has("schedule.compat.loss_source") &&
+        read.text("schedule.compat.loss_source") == "local") {
+        reject(origin, "schedule.compat.loss_source", "local", "\"mean\" or \"rank0\"" + why);
+    }
+}
+
+Config make_config(Json given, const Provenance& origin, ConfigUse use) {
+    add_preset_settings(given, origin);
     Resolution resolution = resolve(config_keys(), given, origin, "", use == ConfigUse::train);
     const Reader read{resolution.values};
     if (!read.has("optimizer.preset") && !read.has("optimizer.groups")) {
@@ -245,21 +264,9 @@ Config make_config(const Json& given, const Provenance& origin, ConfigUse use) {
     read_schedule(config.schedule, read);
     config.smoothness_fit = read.get<std::string>("schedule.warmup.fit");
     read_outputs(config, read);
-    OptimizerGroups groups = optimizer_groups(resolution.values, origin);
-    config.optimizer.groups = std::move(groups.groups);
-    config.optimizer.weight_decay = read.number("optimizer.weight_decay");
-    config.optimizer.clip_norm = read.number("optimizer.clip_norm");
-    config.optimizer.momentum_from_weights =
-        read.text("optimizer.compat.momentum_init") == "parameters";
-    const auto& all = config.optimizer.groups;
-    if (config.optimizer.momentum_from_weights &&
-        std::none_of(all.begin(), all.end(),
-                     [](const GroupConfig& g) { return is_sum_momentum(g.momentum.type); })) {
-        reject(origin, "optimizer.compat.momentum_init", "parameters",
-               "\"zero\", as no group has momentum.type = \"heavy_ball\" or \"nesterov\"");
-    }
-    config.optimizer.fuse_qkv = read.text("optimizer.qkv") == "fused";
-    set_value(resolution.values, "optimizer.groups", std::move(groups.resolved));
+    config.optimizer = read_optimizer(resolution.values, origin);
+    config.model.head_maxima = config.optimizer.qk_clip > 0.0;
+    if (config.optimizer.keeps_gradients()) require_kept_gradients(read, origin);
     config.resolved = std::move(resolution.values);
     return config;
 }

@@ -6,6 +6,7 @@
 #include <charconv>
 #include <cmath>
 #include <filesystem>
+#include <limits>
 
 #include "llmc/core/error.h"
 #include "llmc/norm/newton_schulz.h"
@@ -25,7 +26,19 @@ struct RadiusName {
 };
 constexpr RadiusName kRadiusRules[] = {{"sqrt(max(1,m/n))", RadiusRule::sqrt_max_1_ratio},
                                        {"sqrt(m/n)", RadiusRule::sqrt_ratio},
-                                       {"sqrt(max(m,n))", RadiusRule::sqrt_max}};
+                                       {"sqrt(max(m,n))", RadiusRule::sqrt_max},
+                                       {"sqrt(m)", RadiusRule::sqrt_rows},
+                                       {"sqrt(n)", RadiusRule::sqrt_columns},
+                                       {"sqrt(m*n)", RadiusRule::sqrt_count},
+                                       {"1/n", RadiusRule::inverse_columns},
+                                       {"1/sqrt(n)", RadiusRule::inverse_sqrt_columns}};
+
+std::optional<RadiusRule> radius_rule(const std::string& text) {
+    for (const RadiusName& name : kRadiusRules) {
+        if (text == name.text) return name.rule;
+    }
+    return std::nullopt;
+}
 
 MomentumConfig read_momentum(const Json& json) {
     MomentumConfig result;
@@ -34,8 +47,10 @@ MomentumConfig read_momentum(const Json& json) {
                                                         {"heavy_ball", MomentumType::heavy_ball},
                                                         {"nesterov", MomentumType::nesterov},
                                                         {"lion", MomentumType::lion},
-                                                        {"adam", MomentumType::adam}});
+                                                        {"adam", MomentumType::adam},
+                                                        {"gradient", MomentumType::gradient}});
     if (json.value("ema", false)) result.type = MomentumType::nesterov_ema;
+    result.starts_with_gradient = json.value("start", "zero") == "gradient";
     result.beta = json.value("beta", result.beta);
     result.beta1 = json.value("beta1", result.beta1);
     result.beta2 = json.value("beta2", result.beta2);
@@ -61,8 +76,56 @@ NormConfig read_norm(const Json& json) {
     result.type = named<NormType>(json.at("type"), {{"none", NormType::none},
                                                     {"sign", NormType::sign},
                                                     {"frobenius", NormType::frobenius},
-                                                    {"spectral", NormType::spectral}});
+                                                    {"rms", NormType::rms},
+                                                    {"row", NormType::row},
+                                                    {"column", NormType::column},
+                                                    {"spectral", NormType::spectral},
+                                                    {"schatten", NormType::schatten}});
     if (result.type == NormType::spectral) result.newton_schulz = read_newton_schulz(json);
+    if (result.type == NormType::schatten) {
+        const Json& p = json.at("p");
+        result.p = p.is_string() ? std::numeric_limits<double>::infinity() : p.get<double>();
+    }
+    return result;
+}
+
+PostConfig read_post(const Json& json) {
+    PostConfig result;
+    result.type = named<PostType>(json.at("type"), {{"none", PostType::none},
+                                                    {"frobenius", PostType::frobenius},
+                                                    {"row_moment", PostType::row_moment}});
+    result.beta2 = json.value("beta2", result.beta2);
+    result.eps = json.value("eps", result.eps);
+    return result;
+}
+
+StepConfig read_step(const Json& json) {
+    StepConfig result;
+    result.rule = named<StepRule>(json.at("type"), {{"schedule", StepRule::unit},
+                                                    {"dual", StepRule::dual},
+                                                    {"clipped", StepRule::clipped},
+                                                    {"gluon", StepRule::gluon}});
+    result.limit = json.value("limit", result.limit);
+    result.together = json.value("together", result.together);
+    result.l0 = json.value("L0", result.l0);
+    result.l1 = json.value("L1", result.l1);
+    result.inexact = json.value("inexact", result.inexact);
+    const auto layers = json.find("layers");
+    if (layers == json.end() || layers->is_null()) return result;
+    for (const auto& [block, constants] : layers->items()) {
+        result.layers[block] = {constants[0], constants[1]};
+    }
+    return result;
+}
+
+std::optional<AlternateConfig> read_alternate(const Json& json) {
+    if (json.at("type") == "none") return std::nullopt;
+    AlternateConfig result;
+    result.period = json.value("period", result.period);
+    result.stable_rank = json.value("stable_rank", result.stable_rank);
+    result.norm = read_norm(json.at("norm"));
+    result.radius = *parse_radius(json.at("radius"));
+    result.lr_scale = json.at("lr_scale");
     return result;
 }
 
@@ -73,22 +136,42 @@ Role read_role(const std::string& name) {
                               {"gain", Role::gain}});
 }
 
+DecayType decay_type(const std::string& name) {
+    return named<DecayType>(name, {{"none", DecayType::none},
+                                   {"decoupled", DecayType::decoupled},
+                                   {"constrained", DecayType::constrained},
+                                   {"cautious", DecayType::cautious},
+                                   {"start", DecayType::start}});
+}
+
+const std::vector<Role> kAllRoles = {Role::matrix, Role::embedding, Role::head, Role::gain};
+
 DecayConfig read_decay(const Json& json) {
     DecayConfig result;
-    if (json.at("type") == "none") return result;
-    result.type = DecayType::decoupled;
-    if (!json.at("weight_decay").is_null()) {
-        result.weight_decay = json.at("weight_decay").get<double>();
-    }
+    result.type = decay_type(json.at("type"));
+    const auto weight = json.find("weight_decay");
+    if (weight != json.end() && !weight->is_null()) result.weight_decay = weight->get<double>();
+    const auto roles = json.find("roles");
+    if (roles == json.end()) return result;
     result.roles.clear();
-    for (const std::string role : json.at("roles")) {
+    for (const std::string role : *roles) {
         if (role == "any") {
-            result.roles = {Role::matrix, Role::embedding, Role::head, Role::gain};
+            result.roles = kAllRoles;
             break;
         }
         result.roles.push_back(read_role(role));
     }
     return result;
+}
+
+// optimizer.decay: the type of another group's decay, with the roles that are usual for it.
+void replace_decay(DecayConfig& decay, DecayType type) {
+    const bool everywhere = type == DecayType::constrained;
+    const bool was_everywhere = decay.type == DecayType::constrained;
+    const bool keeps = decay.type != DecayType::none && decay.type != DecayType::start &&
+                       everywhere == was_everywhere;
+    if (!keeps) decay.roles = everywhere ? kAllRoles : DecayConfig{}.roles;
+    decay.type = type;
 }
 
 GroupConfig read_group(const Json& json) {
@@ -99,9 +182,41 @@ GroupConfig read_group(const Json& json) {
     result.momentum = read_momentum(json.at("momentum"));
     result.norm = read_norm(json.at("norm"));
     result.radius = *parse_radius(json.at("radius"));
+    result.post = read_post(json.at("post"));
+    result.step = read_step(json.at("step"));
     result.decay = read_decay(json.at("decay"));
     result.lr_scale = json.at("lr_scale");
+    result.alternate = read_alternate(json.at("alternate"));
     return result;
+}
+
+// step.fit -> step.layers, so that the constants are part of the resolved configuration; and a
+// gluon step has constants at all.
+void resolve_step(Json& step, const Provenance& origin, const std::string& path) {
+    if (step.at("type") != "gluon") return;
+    if (!step.at("fit").is_null() && step.at("layers").is_null()) {
+        const std::string file = step.at("fit");
+        const Json fit = read_json_object(
+            file, origin.of(path + "fit") + ": " + path + "fit = \"" + file + "\": ");
+        const auto layers = fit.find("layers");
+        if (layers == fit.end() || !layers->is_object() || layers->empty()) {
+            throw UsageError(file +
+                             ": no \"layers\": expected a file that `train_gpt smoothness "
+                             "--layers --out` wrote");
+        }
+        for (const auto& [block, constants] : layers->items()) {
+            const double l0 = constants.value("L0", -1.0), l1 = constants.value("L1", -1.0);
+            if (!(l0 >= 0 && l1 >= 0 && l0 + l1 > 0 && std::isfinite(l0 + l1))) {
+                throw UsageError(file + ": layers." + block +
+                                 ": expected L0 and L1 >= 0, not both 0");
+            }
+            step["layers"][block] = {l0, l1};
+        }
+    }
+    if (step.at("layers").is_null() && !(step.at("L0") > 0.0) && !(step.at("L1") > 0.0)) {
+        reject(origin, path + "L1", step.at("L1"),
+               "a number > 0 (or L0 > 0, or " + path + "fit, or " + path + "layers)");
+    }
 }
 
 // `path`: how messages call the list, "groups" in a preset.
@@ -123,58 +238,125 @@ OptimizerGroups read_groups(const Json& list, const Provenance& origin, const st
                                           "as the role takes every parameter that is left)");
         }
         if (!resolution.missing.empty()) reject_missing(origin.of(prefix), resolution.missing);
+        resolve_step(resolution.values["step"], origin, prefix + "step.");
         result.groups.push_back(read_group(resolution.values));
         result.resolved.push_back(std::move(resolution.values));
     }
     return result;
 }
 
-OptimizerGroups read_preset(const Json& preset, const std::string& source) {
-    const Provenance origin{source, {}};
+// The keys of a preset file: a description, groups, and settings of the whole optimizer.
+const std::vector<Key>& preset_keys() {
     static const std::vector<Key> keys = [] {
+        const std::string optimizer = "optimizer.";
         std::vector<Key> result;
-        for (const Key& key : config_keys()) {
-            if (key.path == "optimizer.groups") result.push_back(key);
+        for (Key key : config_keys()) {
+            for (const char* name : {"groups", "sampling.", "qk_clip"}) {
+                if (key.path.rfind(optimizer + name, 0) != 0) continue;
+                key.path.erase(0, optimizer.size());
+                if (!key.when.key.empty()) key.when.key.erase(0, optimizer.size());
+                if (key.path == "groups") key.fallback.kind = Default::Kind::required;
+                result.push_back(key);
+            }
         }
-        result[0].path = "groups";
-        result[0].fallback.kind = Default::Kind::required;
         Key description = result[0];
         description.path = "description";
         description.accepts = {Accepts::Kind::text};
         description.fallback.kind = Default::Kind::value;
+        description.fallback.compute = [](const Json&) { return Json(); };
         result.push_back(description);
         return result;
     }();
-    const Resolution resolution = resolve(keys, preset, origin, "", true);
-    if (!resolution.missing.empty()) reject_missing(source, resolution.missing);
-    return read_groups(resolution.values.at("groups"), origin, "groups");
+    return keys;
 }
 
-}  // namespace
+struct Preset {
+    Json json;
+    Provenance origin;
+};
 
-OptimizerGroups optimizer_groups(const Json& resolved, const Provenance& origin) {
-    if (const Json* groups = find_value(resolved, "optimizer.groups")) {
-        return read_groups(*groups, origin, "optimizer.groups");
-    }
-    const std::string preset = *find_value(resolved, "optimizer.preset");
+Preset find_preset(const std::string& preset, const Provenance& origin) {
     const std::string named_by = origin.of("optimizer.preset");
     if (preset.find('/') != std::string::npos || fs::path(preset).extension() == ".json") {
         std::string path = (fs::path(named_by).parent_path() / preset).lexically_normal().string();
         std::error_code ignored;  // what cannot be examined cannot be read either
         if (!fs::exists(path, ignored)) path = preset;
-        return read_preset(
-            read_json_object(path, named_by + ": optimizer.preset = \"" + preset + "\": "), path);
+        return {read_json_object(path, named_by + ": optimizer.preset = \"" + preset + "\": "),
+                {path, {}}};
     }
     std::string known;
     for (const EmbeddedPreset& embedded : embedded_presets()) {
         if (preset == embedded.name) {
             const std::string source = "preset \"" + preset + "\"";
-            return read_preset(parse_config(embedded.json, source), source);
+            return {parse_config(embedded.json, source), {source, {}}};
         }
         known += std::string(embedded.name) + ", ";
     }
     reject(origin, "optimizer.preset", preset,
            "one of " + known + "or the path of a preset file (NAME.json)");
+}
+
+// Every key of a preset is known and acceptable.
+Json checked_preset(const Preset& preset) {
+    const Resolution resolution = resolve(preset_keys(), preset.json, preset.origin, "", true);
+    if (!resolution.missing.empty()) reject_missing(preset.origin.main, resolution.missing);
+    return resolution.values;
+}
+
+}  // namespace
+
+void add_preset_settings(Json& given, const Provenance& origin) {
+    const Json* name = find_value(given, "optimizer.preset");
+    if (name == nullptr || !name->is_string() || find_value(given, "optimizer.groups")) return;
+    const Preset preset = find_preset(*name, origin);
+    checked_preset(preset);
+    for (const char* key : {"sampling", "qk_clip"}) {
+        const std::string path = std::string("optimizer.") + key;
+        const auto setting = preset.json.find(key);
+        if (setting == preset.json.end() || find_value(given, path)) continue;
+        set_value(given, path, *setting);
+    }
+}
+
+OptimizerGroups optimizer_groups(const Json& resolved, const Provenance& origin) {
+    if (const Json* groups = find_value(resolved, "optimizer.groups")) {
+        return read_groups(*groups, origin, "optimizer.groups");
+    }
+    const Preset preset = find_preset(*find_value(resolved, "optimizer.preset"), origin);
+    return read_groups(checked_preset(preset).at("groups"), preset.origin, "groups");
+}
+
+OptimizerConfig read_optimizer(Json& resolved, const Provenance& origin) {
+    OptimizerConfig config;
+    OptimizerGroups groups = optimizer_groups(resolved, origin);
+    config.groups = std::move(groups.groups);
+    const Json& optimizer = resolved.at("optimizer");
+    config.weight_decay = optimizer.at("weight_decay");
+    config.clip_norm = optimizer.at("clip_norm");
+    config.fuse_qkv = optimizer.at("qkv") == "fused";
+    config.qk_clip = optimizer.at("qk_clip");
+    config.momentum_from_weights = optimizer.at("compat").at("momentum_init") == "parameters";
+    const auto& all = config.groups;
+    if (config.momentum_from_weights &&
+        std::none_of(all.begin(), all.end(),
+                     [](const GroupConfig& g) { return is_sum_momentum(g.momentum.type); })) {
+        reject(origin, "optimizer.compat.momentum_init", "parameters",
+               "\"zero\", as no group has momentum.type = \"heavy_ball\" or \"nesterov\"");
+    }
+    const Json& sampling = optimizer.at("sampling");
+    config.sampling.type = named<LayerSamplingType>(
+        sampling.at("type"), {{"all", LayerSamplingType::all},
+                              {"progressive", LayerSamplingType::progressive},
+                              {"subset", LayerSamplingType::subset},
+                              {"periodic", LayerSamplingType::periodic}});
+    config.sampling.probability = sampling.value("probability", 1.0);
+    config.sampling.period = sampling.value("period", int64_t{1});
+    config.sampling.seed = resolved.at("run").at("seed");
+    if (const Json& decay = optimizer.at("decay"); !decay.is_null()) {
+        for (GroupConfig& group : config.groups) replace_decay(group.decay, decay_type(decay));
+    }
+    set_value(resolved, "optimizer.groups", std::move(groups.resolved));
+    return config;
 }
 
 std::optional<RadiusConfig> parse_radius(const Json& value) {
@@ -187,19 +369,19 @@ std::optional<RadiusConfig> parse_radius(const Json& value) {
     std::string text = value;
     text.erase(std::remove(text.begin(), text.end(), ' '), text.end());
     const size_t star = text.find('*');
-    if (star != std::string::npos) {
-        const char* end = text.data() + star;
-        const auto [parsed, error] = std::from_chars(text.data(), end, result.factor);
-        if (error != std::errc() || parsed != end) return std::nullopt;
-        if (!(result.factor > 0) || std::isinf(result.factor)) return std::nullopt;
-        text.erase(0, star + 1);
-    }
-    for (const RadiusName& name : kRadiusRules) {
-        if (text != name.text) continue;
-        result.rule = name.rule;
+    if (const auto rule = radius_rule(text)) {
+        result.rule = *rule;
         return result;
     }
-    return std::nullopt;
+    if (star == std::string::npos) return std::nullopt;
+    const char* end = text.data() + star;
+    const auto [parsed, error] = std::from_chars(text.data(), end, result.factor);
+    if (error != std::errc() || parsed != end) return std::nullopt;
+    if (!(result.factor > 0) || std::isinf(result.factor)) return std::nullopt;
+    const auto rule = radius_rule(text.substr(star + 1));
+    if (!rule) return std::nullopt;
+    result.rule = *rule;
+    return result;
 }
 
 std::string radius_expected() {

@@ -75,14 +75,12 @@ Trainer::Trainer(const Config& config, Backend& backend, const std::string& chec
                           config.batch.one_rank_micro_batch),
       console_(config.run.steps, !ranks.first()) {
     arena_.workspace();  // all users have said what they need; fixed before anything is captured
-    const double tokens_per_update =
-        static_cast<double>(config.batch.sequences) * static_cast<double>(config.model.seq_len);
-    micro_step_ = backend_.capture([this, tokens_per_update] {
-        model_.forward_backward(weights_.compute(), gradients_, batch_.tokens, batch_.targets,
-                                1.0 / tokens_per_update, batch_.loss);
-    });
-    update_ = backend_.capture(
-        [this] { optimizer_.step(weights_.master(), weights_.copies(), gradients_); });
+    optimizer_.bind_gradients(gradients_);
+    micro_steps_.resize(static_cast<size_t>(config.model.n_layer) + 1);
+    if (optimizer_.repeats()) {
+        update_ = backend_.capture(
+            [this] { optimizer_.step(weights_.master(), weights_.copies(), gradients_); });
+    }
     if (config_.eval.sample) {
         tokenizer_ = make_tokenizer(config_.data.tokenizer);
         prompt_ = encode_prompt(*tokenizer_, *config_.eval.sample, config_.model.vocab_size,
@@ -98,12 +96,11 @@ ExitStatus Trainer::run() {
     print_run_summary(console_, config_, backend_, arena_, parameters_, precision_, train_set_,
                       validation_set_);
     if (ranks_.size() > 1) {
-        console_.message("ranks      " + std::to_string(ranks_.size()) + ", each " +
-                         std::to_string(micro_batches()) + " x " +
-                         std::to_string(config_.batch.micro_batch) +
-                         " sequences of an update, and " +
-                         (drifting_ ? "rates and weights of its own"
-                                    : "the steps of " + sharding_.describe()));
+        console_.message(
+            "ranks      " + std::to_string(ranks_.size()) + ", each " +
+            std::to_string(micro_batches()) + " x " + std::to_string(config_.batch.micro_batch) +
+            " sequences of an update, and " +
+            (drifting_ ? "rates and weights of its own" : "the steps of " + sharding_.describe()));
     }
     if (ranks_.first()) clean_up();
     if (step_ >= config_.run.steps) {
@@ -172,7 +169,10 @@ void Trainer::outputs(bool stop) {
 Trainer::Update Trainer::update() {
     Timer timer;
     Update result;
-    const BatchLoss loss = accumulate_gradients(*loader_, smoothness_due(step_));
+    // The analyzer wants all gradients.
+    const bool measured = smoothness_due(step_);
+    const BatchLoss loss =
+        accumulate_gradients(*loader_, measured, measured ? 0 : optimizer_.lowest_layer(applied()));
     result.loss = loss.mean;
     result.gradient_norm = gradient_norm();
     require_finite(result.loss, result.gradient_norm);
@@ -185,9 +185,7 @@ Trainer::Update Trainer::update() {
     if (result.first && config_.optimizer.momentum_from_weights) {
         optimizer_.start_momentum_from(weights_.master(), result.rate.rate);
     }
-    optimizer_.set_scalars(result.rate.rate, applied());
-    update_->launch();
-    share_weights();
+    apply_step(result.rate.rate);
     // Who rolls back must know which update broke the weights; else the next loss will tell.
     if (config_.run.on_nonfinite == OnNonfinite::rollback) require_finite_weights(step_);
     backend_.synchronize();
@@ -199,10 +197,40 @@ Trainer::Update Trainer::update() {
     return result;
 }
 
+// The micro-step whose backward pass ends with layer `lowest`, recorded when first needed.
+Graph& Trainer::micro_step(int64_t lowest) {
+    std::unique_ptr<Graph>& graph = micro_steps_[static_cast<size_t>(lowest)];
+    if (!graph) {
+        const double tokens_per_update = static_cast<double>(config_.batch.sequences) *
+                                         static_cast<double>(config_.model.seq_len);
+        graph = backend_.capture([this, lowest, tokens_per_update] {
+            model_.forward_backward(weights_.compute(), gradients_, batch_.tokens, batch_.targets,
+                                    1.0 / tokens_per_update, batch_.loss, lowest);
+        });
+    }
+    return *graph;
+}
+
+// The step along the gradients, and what follows it.
+void Trainer::apply_step(double rate) {
+    optimizer_.set_scalars(rate, applied());
+    if (update_) {
+        update_->launch();
+    } else {
+        optimizer_.step(weights_.master(), weights_.copies(), gradients_);
+    }
+    share_weights();
+    if (config_.optimizer.qk_clip == 0.0) return;
+    share_head_maxima();
+    model_.clip_heads(weights_.master(), weights_.copies(), config_.optimizer.qk_clip);
+}
+
 // Mean loss over all micro-batches of all ranks; leaves the gradient of it in gradients_.
-Trainer::BatchLoss Trainer::accumulate_gradients(Loader& loader, bool everywhere) {
-    backend_.zero(gradients_.flat);
+Trainer::BatchLoss Trainer::accumulate_gradients(Loader& loader, bool everywhere, int64_t lowest) {
+    optimizer_.clear(gradients_);
     backend_.zero(batch_.loss);
+    if (config_.model.head_maxima) backend_.zero(model_.head_maxima());
+    Graph& graph = micro_step(lowest);
     double before_last = 0.0;
     for (int64_t done = 0; done < micro_batches(); ++done) {
         const HostBatch& host = loader.next();
@@ -212,7 +240,7 @@ Trainer::BatchLoss Trainer::accumulate_gradients(Loader& loader, bool everywhere
         if (last && done > 0 && config_.schedule.compat.last_micro_batch) {
             backend_.copy_out(&before_last, batch_.loss);
         }
-        micro_step_->launch();
+        graph.launch();
     }
     double loss = 0.0;
     backend_.copy_out(&loss, batch_.loss);

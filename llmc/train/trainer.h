@@ -55,7 +55,10 @@ class Trainer {
     };
     // `everywhere`: on several ranks too the gradients are complete, not those alone that this one
     // owns.
-    BatchLoss accumulate_gradients(Loader& loader, bool everywhere);
+    // The backward pass ends with layer `lowest`.
+    BatchLoss accumulate_gradients(Loader& loader, bool everywhere, int64_t lowest);
+    Graph& micro_step(int64_t lowest);
+    void apply_step(double rate);
 
     // What several ranks do (trainer_ranks.cpp).
     struct LocalLoss {
@@ -71,6 +74,7 @@ class Trainer {
     void sum_gradients(bool everywhere);
     double gradient_norm();
     void share_weights();
+    void share_head_maxima();
     std::vector<TensorSource> state_sources();
     void remember_decisions(const Update& update);
     void require_same_start();
@@ -133,7 +137,8 @@ class Trainer {
     Schedule schedule_;
     SpikeDetector spikes_;
     LeftOut left_out_;
-    std::unique_ptr<Graph> micro_step_, update_;
+    std::vector<std::unique_ptr<Graph>> micro_steps_;  // by the lowest layer of their gradients
+    std::unique_ptr<Graph> update_;                    // where every update is the same
     std::unique_ptr<Loader> loader_;
     SampleStream validation_samples_;
     std::unique_ptr<Tokenizer> tokenizer_;  // where texts are sampled, with their prompt

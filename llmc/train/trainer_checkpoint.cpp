@@ -34,7 +34,7 @@ void Trainer::load_initial_weights() {
 void Trainer::start(const std::string& checkpoint) {
     if (checkpoint.empty()) {
         load_initial_weights();
-        optimizer_.initialise();
+        optimizer_.initialise(weights_.master());
         schedule_.restore({});
         spikes_.restore(nullptr);
         left_out_ = {};

@@ -3,6 +3,7 @@
 // shares the new weights. All decisions are everybody's, from the same numbers. That these are the
 // same is checked: every update compares a fingerprint of all rates and norms so far, every
 // checkpoint the weights.
+#include <algorithm>
 #include <cassert>
 #include <map>
 
@@ -86,6 +87,22 @@ void Trainer::share_weights() {
     on_host(weights_.master().flat,
             [&](auto* values) { ranks_.share(values, sharding_.pieces, "new weights"); });
     weights_.refresh_copies();
+}
+
+// The largest scores are of the whole batch. A sum over slots that only their rank fills is the
+// collection of all.
+void Trainer::share_head_maxima() {
+    if (drifting_) return;
+    on_host(model_.head_maxima(), [&](auto* values) {
+        const int64_t count = model_.head_maxima().count();
+        std::vector<double> all(static_cast<size_t>(count * ranks_.size()), 0.0);
+        std::copy(values, values + count, all.begin() + ranks_.rank() * count);
+        ranks_.sum(all.data(), static_cast<int64_t>(all.size()), "largest attention scores");
+        for (size_t i = 0; i < all.size(); ++i) {
+            auto& largest = values[i % static_cast<size_t>(count)];
+            largest = std::max(largest, static_cast<std::decay_t<decltype(largest)>>(all[i]));
+        }
+    });
 }
 
 // The states of all ranks in the order of one, on rank 0: those of others in host memory.

@@ -24,7 +24,7 @@ bool Trainer::smoothness_due(int64_t step) const {
 
 // Loss of a batch in the order of `seed`; its gradient is in gradients_, which no update reads.
 double Trainer::gradient_of_batch(uint64_t seed, int64_t position) {
-    return accumulate_gradients(*make_loader(seed, position), true).mean;
+    return accumulate_gradients(*make_loader(seed, position), true, 0).mean;
 }
 
 void Trainer::measure_smoothness() {

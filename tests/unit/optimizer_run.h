@@ -52,7 +52,9 @@ class OptimizerRun {
         copies.list = &list;
         if (with_copies) copies.flat = arena.take("weights", DType::bf16, {list.buffer_length()});
         optimizer = std::make_unique<Optimizer>(*backend, arena, config, list, master);
-        optimizer->initialise();
+        optimizer->bind_gradients(gradients);
+        backend->zero(weights.flat);
+        optimizer->initialise(weights);
         backend->zero(weights.flat);
         backend->zero(gradients.flat);
     }

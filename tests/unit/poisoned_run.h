@@ -182,7 +182,7 @@ inline Values PoisonedRun::reference(const std::set<int64_t>& left_out) const {
     Schedule schedule(c.schedule, warmup_kappa(c.optimizer, list));
     Loader loader(set, c.data.seed, c.batch.micro_batch, 0);
     weights.initialise(c.run.seed);
-    optimizer.initialise();
+    optimizer.initialise(weights.master());
     int64_t applied = 0;
     for (int64_t update = 0; update < c.run.steps; ++update) {
         backend.zero(gradients.flat);

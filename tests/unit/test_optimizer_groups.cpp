@@ -112,7 +112,7 @@ TEST(OptimizerStates, NamesShapesAndZeros) {
         EXPECT_EQ(state.tensor.dtype, DType::f32);
         run.set(state.tensor, std::vector<double>(state.tensor.count(), NAN));
     }
-    run.optimizer->initialise();
+    run.optimizer->initialise(run.weights);
     for (const StateTensor& state : run.optimizer->states()) {
         for (const double value : run.get(state.tensor)) EXPECT_EQ(value, 0.0) << state.name;
     }

@@ -44,7 +44,7 @@ Outcome train(Backend& backend, const ModelPrecision& precision, int updates = 2
     OptimizerConfig muon = muon_like();
     muon.clip_norm = 0.1;
     Optimizer optimizer(backend, arena, muon, list, precision.master);
-    optimizer.initialise();
+    optimizer.initialise(master);
 
     const std::vector<double> start = lively_weights(list, 1);
     const std::vector<float> narrow(start.begin(), start.end());

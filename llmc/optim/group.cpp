@@ -1,0 +1,303 @@
+#include "llmc/optim/group.h"
+
+#include <algorithm>
+#include <cmath>
+#include <tuple>
+
+namespace lmo {
+
+namespace {
+
+constexpr int kRangeIterations = 20;      // of the power method, for the error of an inexact oracle
+constexpr int kStableRankIterations = 3;  // as published (arXiv 2605.19811)
+
+double decay_of(const DecayConfig& decay, double default_weight, Role role) {
+    if (decay.type == DecayType::none || decay.type == DecayType::start) return 0.0;
+    if (std::find(decay.roles.begin(), decay.roles.end(), role) == decay.roles.end()) return 0.0;
+    if (decay.type == DecayType::constrained) return 1.0;
+    return decay.weight_decay.value_or(default_weight);
+}
+
+struct MomentumWeights {
+    double u_m, u_g, m_m, m_g;
+};
+
+// u = u_m m + u_g g and m = m_m m + m_g g of the old m: nesterov's u = g + beta (beta m + g).
+MomentumWeights momentum_weights(const MomentumConfig& momentum) {
+    const double beta = momentum.beta;
+    switch (momentum.type) {
+        case MomentumType::ema:
+            return {beta, 1.0 - beta, beta, 1.0 - beta};
+        case MomentumType::heavy_ball:
+            return {beta, 1.0, beta, 1.0};
+        case MomentumType::nesterov:
+            return {beta * beta, 1.0 + beta, beta, 1.0};
+        case MomentumType::nesterov_ema:
+            return {beta * beta, 1.0 - beta * beta, beta, 1.0 - beta};
+        case MomentumType::lion:
+            return {momentum.beta1, 1.0 - momentum.beta1, momentum.beta2, 1.0 - momentum.beta2};
+        case MomentumType::none:
+        case MomentumType::adam:
+        case MomentumType::gradient:
+            break;  // operations of their own
+    }
+    return {0.0, 1.0, 0.0, 0.0};
+}
+
+// The elements of `values` (empty: stays empty) whose `chosen` is true.
+template <typename Value>
+std::vector<Value> pick(const std::vector<Value>& values, const std::vector<bool>& chosen) {
+    std::vector<Value> result;
+    for (size_t i = 0; i < values.size(); ++i) {
+        if (chosen[i]) result.push_back(values[i]);
+    }
+    return result;
+}
+
+// Tensors of these shapes without memory, to ask for workspace sizes.
+std::vector<Tensor> shapes_only(const std::vector<ParameterBlock>& blocks, DType type) {
+    std::vector<Tensor> tensors;
+    for (const ParameterBlock& block : blocks) tensors.push_back({nullptr, type, block.shape});
+    return tensors;
+}
+
+Tensor first(const Tensor& tensor, size_t count, int64_t of_each = 1) {
+    return tensor.slice(0, {static_cast<int64_t>(count) * of_each});
+}
+
+}  // namespace
+
+std::vector<StateKind> state_kinds(const GroupConfig& config) {
+    std::vector<StateKind> kinds;
+    switch (config.momentum.type) {
+        case MomentumType::none:
+        case MomentumType::gradient:
+            break;
+        case MomentumType::adam:
+            kinds = {{StateSlot::first, "first"}, {StateSlot::second, "second"}};
+            break;
+        default:
+            kinds = {{StateSlot::first, "momentum"}};
+    }
+    if (config.post.type == PostType::row_moment) {
+        kinds.push_back({StateSlot::row_moment, "row_moment", true});
+    }
+    if (config.decay.type == DecayType::start) kinds.push_back({StateSlot::start, "start"});
+    return kinds;
+}
+
+GroupPart GroupPart::only(const std::vector<bool>& chosen) const {
+    GroupPart part;
+    part.blocks = pick(blocks, chosen);
+    part.radius = pick(radius, chosen);
+    part.other_radius = pick(other_radius, chosen);
+    part.decay = pick(decay, chosen);
+    part.l0 = pick(l0, chosen);
+    part.l1 = pick(l1, chosen);
+    for (size_t s = 0; s < kStateSlots; ++s) part.states[s] = pick(states[s], chosen);
+    part.weights = pick(weights, chosen);
+    part.copies = pick(copies, chosen);
+    part.gradients = pick(gradients, chosen);
+    part.scratch = pick(scratch, chosen);
+    part.step = step;
+    return part;
+}
+
+OptimizerGroup::OptimizerGroup(const GroupConfig& config, std::vector<ParameterBlock> blocks,
+                               double weight_decay, const std::string& group)
+    : config_(config),
+      norm_(make_norm(config.norm)),
+      blocks_(std::move(blocks)),
+      weight_decay_(weight_decay) {
+    if (config.alternate) other_norm_ = make_norm(config.alternate->norm);
+    for (const ParameterBlock& block : blocks_) {
+        norm_->check(group + ": " + block.name, block.shape);
+        if (other_norm_) other_norm_->check(group + ": " + block.name, block.shape);
+    }
+}
+
+void OptimizerGroup::cut(bool by_layer) {
+    // Equal shapes side by side: the spectral norm computes them as one batch.
+    const auto key = [&](const ParameterBlock& block) {
+        return std::tuple(by_layer ? block.layer : 0, block.shape.rank(), block.shape.rows(),
+                          block.shape.columns());
+    };
+    std::stable_sort(blocks_.begin(), blocks_.end(),
+                     [&](const auto& a, const auto& b) { return key(a) < key(b); });
+    parts.clear();
+    for (const ParameterBlock& block : blocks_) {
+        const ParameterBlock* last = parts.empty() ? nullptr : &parts.back().blocks.back();
+        const bool together = last && (!by_layer || last->layer == block.layer) &&
+                              (!needs_scratch() || last->shape == block.shape);
+        GroupPart& part = together ? parts.back() : parts.emplace_back();
+        part.blocks.push_back(block);
+        part.radius.push_back(config_.radius.value(block.shape) * norm_->scale(block.shape));
+        if (config_.alternate) {
+            part.other_radius.push_back(config_.alternate->radius.value(block.shape) *
+                                        other_norm_->scale(block.shape));
+        }
+        part.decay.push_back(decay_of(config_.decay, weight_decay_, block.role));
+        const auto layer = config_.step.layers.find(block.name);
+        const bool known = layer != config_.step.layers.end();
+        part.l0.push_back(known ? layer->second.first : config_.step.l0);
+        part.l1.push_back(known ? layer->second.second : config_.step.l1);
+    }
+}
+
+bool OptimizerGroup::needs_scratch() const { return config_.step.needs_dual() || keeps_gradient(); }
+
+int64_t OptimizerGroup::scratch_elements() const {
+    if (!needs_scratch()) return 0;
+    int64_t most = 0;
+    for (const GroupPart& part : parts) {
+        int64_t elements = 0;
+        for (const ParameterBlock& block : part.blocks) elements += block.shape.count();
+        most = std::max(most, elements);
+    }
+    return most;
+}
+
+size_t OptimizerGroup::workspace_bytes(const Backend& backend, DType master) const {
+    size_t bytes = 0;
+    for (const GroupPart& part : parts) {
+        const std::vector<Tensor> x = shapes_only(part.blocks, master);
+        const auto reserve = [&](size_t size) { bytes = std::max(bytes, size); };
+        reserve(norm_->workspace_bytes(backend, x));
+        if (other_norm_) {  // a choice of blocks needs no more than all, shape by shape
+            reserve(other_norm_->workspace_bytes(backend, x));
+            reserve(backend.workspace_bytes(SumOfSquares{x, {}, {}}));
+        }
+        if (config_.post.type == PostType::frobenius) {
+            reserve(backend.workspace_bytes(FrobeniusNormalize{x, config_.post.eps, {}}));
+        }
+        if (config_.post.type == PostType::row_moment) {
+            reserve(backend.workspace_bytes(RowMomentNormalize{x, {}, 0.0, 0.0, {}}));
+        }
+        if (config_.step.needs_dual()) reserve(backend.workspace_bytes(DotProducts{x, x, {}, {}}));
+        if (config_.step.inexact || (config_.alternate && config_.alternate->stable_rank > 0)) {
+            reserve(backend.workspace_bytes(SingularRange{x, 1, true, {}, {}}));
+        }
+    }
+    return bytes;
+}
+
+// gradients -> what the norm is taken of, in scratch where the gradients' memory is the momentum.
+void OptimizerGroup::momentum(Backend& backend, const GroupPart& part,
+                              const GroupScalars& scalars) const {
+    const MomentumConfig& m = config_.momentum;
+    if (m.type == MomentumType::adam) {
+        backend.adam({part.gradients, part.state(StateSlot::first), part.state(StateSlot::second),
+                      scalars.clip_factor, part.step, m.beta1, m.beta2, m.eps, m.eps_inside});
+    } else if (!keeps_gradient()) {
+        const MomentumWeights w = momentum_weights(m);
+        Momentum operation{
+            part.gradients, part.state(StateSlot::first), scalars.clip_factor, w.u_m, w.u_g, w.m_m,
+            w.m_g};
+        if (m.starts_with_gradient) operation.step = part.step;
+        backend.momentum(operation);
+    }
+    if (!needs_scratch()) return;
+    for (size_t i = 0; i < part.blocks.size(); ++i) {
+        backend.copy(part.scratch[i], part.gradients[i]);
+    }
+}
+
+void OptimizerGroup::post(Backend& backend, const GroupPart& part, std::span<const Tensor> x,
+                          const Tensor& workspace) const {
+    const PostConfig& c = config_.post;
+    if (c.type == PostType::frobenius) backend.frobenius_normalize({x, c.eps, workspace});
+    if (c.type == PostType::row_moment) {
+        backend.row_moment_normalize(
+            {x, part.state(StateSlot::row_moment), c.beta2, c.eps, workspace});
+    }
+}
+
+// Factors of the radii, or an empty tensor where a step has its radius' length. The direction is in
+// the scratch where the gradients' memory is the momentum, else the other way round.
+Tensor OptimizerGroup::step_sizes(Backend& backend, const GroupPart& part,
+                                  const Direction& direction, const GroupScalars& scalars,
+                                  const Tensor& workspace) const {
+    const StepConfig& step = config_.step;
+    if (step.is_plain()) return {};
+    const size_t count = part.blocks.size();
+    StepSizes operation{step.rule, direction.radius, part.l0, part.l1, {}, {}, {}};
+    if (step.needs_dual()) {
+        operation.dot = first(scalars.dot, count);
+        backend.dot_products({part.gradients, part.scratch, operation.dot, workspace});
+    }
+    if (step.inexact) {
+        const std::vector<Tensor>& x = keeps_gradient() ? part.scratch : part.gradients;
+        operation.range = first(scalars.range, count, 2);
+        backend.singular_range({x, kRangeIterations, true, operation.range, workspace});
+    }
+    operation.out = first(scalars.size, count);
+    operation.limit = step.limit;
+    operation.together = step.together;
+    backend.step_sizes(operation);
+    return operation.out;
+}
+
+// Everything behind the momentum, along one direction.
+void OptimizerGroup::move(Backend& backend, const GroupPart& part, const Direction& direction,
+                          const GroupScalars& scalars, const Tensor& workspace) const {
+    if (part.blocks.empty()) return;
+    const std::vector<Tensor>& x = keeps_gradient() ? part.scratch : part.gradients;
+    direction.norm->direction(backend, x, workspace);
+    post(backend, part, x, workspace);
+    Apply apply{part.weights,     x,         part.copies, scalars.rate, direction.lr_scale,
+                direction.radius, part.decay};
+    apply.size = step_sizes(backend, part, direction, scalars, workspace);
+    apply.cautious = config_.decay.type == DecayType::cautious;
+    apply.starts = part.state(StateSlot::start);
+    apply.step = part.step;
+    backend.apply(apply);
+    if (keeps_gradient()) {
+        backend.momentum({part.gradients, {}, {}, 0.0, config_.momentum.beta, 0.0, 0.0});
+    }
+}
+
+std::vector<bool> OptimizerGroup::low_stable_rank(Backend& backend, const GroupPart& part,
+                                                  const GroupScalars& scalars,
+                                                  const Tensor& workspace) const {
+    const size_t count = part.blocks.size();
+    const Tensor squares = first(scalars.dot, count), range = first(scalars.range, count, 2);
+    backend.sum_of_squares({part.gradients, squares, workspace});
+    backend.singular_range({part.gradients, kStableRankIterations, false, range, workspace});
+    std::vector<double> sums(count), values(2 * count);
+    backend.copy_out(sums.data(), squares);
+    backend.copy_out(values.data(), range);
+    std::vector<bool> low(count);
+    for (size_t i = 0; i < count; ++i) {
+        const double top = values[2 * i];
+        const double rank = top > 0.0 ? sums[i] / (top * top) : 0.0;
+        const Shape& shape = part.blocks[i].shape;
+        const double side = static_cast<double>(std::min(shape.rows(), shape.columns()));
+        low[i] = rank * rank <= config_.alternate->stable_rank * side;
+    }
+    return low;
+}
+
+void OptimizerGroup::run(Backend& backend, const GroupPart& part, const GroupScalars& scalars,
+                         const Tensor& workspace, int64_t update) const {
+    const Direction main{norm_.get(), part.radius, config_.lr_scale};
+    momentum(backend, part, scalars);
+    if (!config_.alternate) return move(backend, part, main, scalars, workspace);
+
+    const AlternateConfig& alternate = *config_.alternate;
+    const auto move_some = [&](std::vector<bool> chosen, bool other) {
+        const GroupPart some = part.only(chosen);
+        const Direction direction =
+            other ? Direction{other_norm_.get(), some.other_radius, alternate.lr_scale}
+                  : Direction{norm_.get(), some.radius, config_.lr_scale};
+        move(backend, some, direction, scalars, workspace);
+    };
+    std::vector<bool> is_main(part.blocks.size(), update % alternate.period == 0);
+    if (alternate.stable_rank > 0.0) {
+        is_main = low_stable_rank(backend, part, scalars, workspace);
+    }
+    move_some(is_main, false);
+    is_main.flip();
+    move_some(is_main, true);
+}
+
+}  // namespace lmo

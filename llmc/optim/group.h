@@ -1,0 +1,102 @@
+// A parameter group at work: its stages (momentum, norm, post, step size, decay) over its blocks.
+#pragma once
+
+#include <functional>
+#include <memory>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "llmc/core/parameter.h"
+#include "llmc/device/arena.h"
+#include "llmc/optim/config.h"
+
+namespace lmo {
+
+// The states that the stages of a group keep for each block. per_row: one value a row, else one an
+// element.
+enum class StateSlot { first, second, row_moment, start };
+constexpr size_t kStateSlots = 4;
+struct StateKind {
+    StateSlot slot;
+    std::string name;  // in checkpoints, "NAME.name"
+    bool per_row = false;
+};
+std::vector<StateKind> state_kinds(const GroupConfig& config);
+
+// Some blocks of a group, and what belongs to each: all vectors are parallel to `blocks`, or empty
+// where the group has no use for them.
+struct GroupPart {
+    std::vector<ParameterBlock> blocks;
+    std::vector<double> radius, other_radius, decay, l0, l1;
+    std::vector<Tensor> states[kStateSlots];
+    std::vector<Tensor> weights, copies, gradients, scratch;  // views
+    Tensor step;                                              // fp64: updates done of these blocks
+
+    const std::vector<Tensor>& state(StateSlot slot) const {
+        return states[static_cast<size_t>(slot)];
+    }
+    GroupPart only(const std::vector<bool>& chosen) const;
+};
+
+// Scalars that the operations read from the device, fp64; and memory for those of a part.
+struct GroupScalars {
+    Tensor rate, clip_factor;
+    Tensor dot, range, size;  // [n], [n, 2], [n] of the largest part; empty where not needed
+};
+
+class OptimizerGroup {
+  public:
+    // Radii, decay and step constants of the blocks; `weight_decay` is the optimizer's. Throws
+    // UsageError, naming `group`, for a block that its norms do not take.
+    OptimizerGroup(const GroupConfig& config, std::vector<ParameterBlock> blocks,
+                   double weight_decay, const std::string& group);
+
+    const GroupConfig& config() const { return config_; }
+    const std::vector<ParameterBlock>& blocks() const { return blocks_; }
+
+    // Drops the blocks that are not owned; without `owned` none.
+    void keep(const std::function<bool(const ParameterBlock&)>& owned) {
+        if (owned) std::erase_if(blocks_, [&](const auto& block) { return !owned(block); });
+    }
+    // Cuts the blocks into parts that are updated together: all, or those of one layer where layers
+    // are sampled, or those of one shape where the stages need a copy of the gradient.
+    void cut(bool by_layer);
+    std::vector<GroupPart> parts;
+
+    bool needs_scratch() const;        // a copy of a part's gradients
+    int64_t scratch_elements() const;  // of the largest part
+    // Whether the operations of an update depend on its number or on values of the host: then they
+    // cannot be captured once.
+    bool varies() const { return config_.alternate.has_value(); }
+    size_t workspace_bytes(const Backend& backend, DType master) const;
+
+    // One update of a part, number `update` of its blocks. Issues operations; where the group
+    // varies by stable rank it waits for the device.
+    void run(Backend& backend, const GroupPart& part, const GroupScalars& scalars,
+             const Tensor& workspace, int64_t update) const;
+
+  private:
+    struct Direction {
+        const Norm* norm;
+        const std::vector<double>& radius;
+        double lr_scale;
+    };
+    bool keeps_gradient() const { return config_.momentum.type == MomentumType::gradient; }
+    void momentum(Backend& backend, const GroupPart& part, const GroupScalars& scalars) const;
+    void move(Backend& backend, const GroupPart& part, const Direction& direction,
+              const GroupScalars& scalars, const Tensor& workspace) const;
+    void post(Backend& backend, const GroupPart& part, std::span<const Tensor> x,
+              const Tensor& workspace) const;
+    Tensor step_sizes(Backend& backend, const GroupPart& part, const Direction& direction,
+                      const GroupScalars& scalars, const Tensor& workspace) const;
+    std::vector<bool> low_stable_rank(Backend& backend, const GroupPart& part,
+                                      const GroupScalars& scalars, const Tensor& workspace) const;
+
+    GroupConfig config_;
+    std::unique_ptr<Norm> norm_, other_norm_;
+    std::vector<ParameterBlock> blocks_;
+    double weight_decay_;
+};
+
+}  // namespace lmo
