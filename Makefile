@@ -141,7 +141,7 @@ FUZZ_SECONDS ?= 15
 FUZZ_SOURCES := $(wildcard llmc/core/*.cpp llmc/io/*.cpp tests/fuzz/*.cpp) llmc/norm/newton_schulz.cpp llmc/optim/config.cpp \
                 $(addprefix llmc/data/,bpe.cpp bpe_files.cpp dataset.cpp split.cpp tokenizer.cpp) \
                 $(addprefix llmc/train/,config.cpp config_optimizer.cpp hf.cpp json_merge.cpp run_state.cpp \
-                  schema.cpp schema_resolve.cpp)
+                  schema.cpp schema_groups.cpp schema_resolve.cpp)
 FUZZ_OBJECTS := $(FUZZ_SOURCES:%.cpp=$(BUILD)/fuzz/%.o) $(BUILD)/fuzz/presets.o
 FUZZ_FLAGS   := -std=c++20 -O1 -g1 $(WARN) -I. -fno-omit-frame-pointer -fno-sanitize-recover=undefined \
                 -fsanitize=address,undefined,float-cast-overflow

@@ -14,7 +14,7 @@
 
 namespace lmo {
 
-enum class NormType { none, sign, frobenius, rms, row, column, spectral, schatten };
+enum class NormType { none, sign, frobenius, spectral, rms, row, column, schatten };
 std::string to_string(NormType type);
 
 // A Newton-Schulz coefficient set cut or extended to a number of steps, with the normalisation that

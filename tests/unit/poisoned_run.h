@@ -185,7 +185,7 @@ inline Values PoisonedRun::reference(const std::set<int64_t>& left_out) const {
     optimizer.initialise(weights.master());
     int64_t applied = 0;
     for (int64_t update = 0; update < c.run.steps; ++update) {
-        backend.zero(gradients.flat);
+        optimizer.clear(gradients);
         backend.zero(batch.loss);
         for (int64_t done = 0; done < c.batch.sequences; done += c.batch.micro_batch) {
             const HostBatch& host = loader.next();
@@ -193,7 +193,7 @@ inline Values PoisonedRun::reference(const std::set<int64_t>& left_out) const {
             backend.copy_in(batch.targets, host.targets.data());
             model.forward_backward(weights.compute(), gradients, batch.tokens, batch.targets,
                                    1.0 / static_cast<double>(c.batch.sequences * c.model.seq_len),
-                                   batch.loss);
+                                   batch.loss, optimizer.lowest_layer(applied));
         }
         if (left_out.count(update)) continue;
         double loss = 0.0;

@@ -229,7 +229,7 @@ TEST_F(ConfigTest, ResolvedHoldsWhatAppliesAndRoundTrips) {
     EXPECT_EQ(r["schedule"]["decay"].dump(),
               R"({"type":"wsd","final_div":10000.0,"fraction":0.2,"shape":"cosine"})");
     EXPECT_EQ(r["optimizer"]["groups"][0]["momentum"].dump(),
-              R"({"type":"nesterov","beta":0.95,"ema":false})");
+              R"({"type":"nesterov","beta":0.95,"ema":false,"start":"zero"})");
     EXPECT_EQ(r["optimizer"]["groups"][1]["norm"].dump(), R"({"type":"none"})");
 
     const Config again = config_from_json(r, "state.json", ConfigUse::train);

@@ -139,11 +139,10 @@ TEST_F(ConfigOptimizer, GroupErrors) {
     EXPECT_EQ(group(R"({"match": {"role": "any"}, "momentum": {"type": "ema", "betta": 0.9}})"),
               "preset.json: unknown key \"groups[0].momentum.betta\"; did you mean "
               "\"groups[0].momentum.beta\"?");
-    EXPECT_EQ(
-        group(R"({"match": {"role": "any"}, "momentum": {"type": "adam", "beta": 0.9}})"),
-        "preset.json: groups[0].momentum.beta = 0.9 is not used with "
-        "groups[0].momentum.type = \"adam\", only with \"ema\", \"heavy_ball\", \"nesterov\"; "
-        "remove it or set it to null");
+    EXPECT_EQ(group(R"({"match": {"role": "any"}, "momentum": {"type": "adam", "beta": 0.9}})"),
+              "preset.json: groups[0].momentum.beta = 0.9 is not used with "
+              "groups[0].momentum.type = \"adam\", only with \"ema\", \"heavy_ball\", "
+              "\"nesterov\", \"gradient\"; remove it or set it to null");
     EXPECT_EQ(group(R"({"match": {"role": "any"}, "momentum": {"type": "ema", "beta": 1}})"),
               "preset.json: groups[0].momentum.beta = 1: expected a number >= 0 and < 1");
     EXPECT_EQ(group(R"({"match": {"role": "any"}, "momentum": {"type": "adam"}})"),
@@ -172,11 +171,12 @@ TEST_F(ConfigOptimizer, GroupErrors) {
         EXPECT_EQ(group(R"({"match": {"role": "any"}, "radius": )" + radius + "}"),
                   "preset.json: groups[0].radius = " + radius +
                       ": expected a number > 0, or one of \"sqrt(max(1,m/n))\", \"sqrt(m/n)\", "
-                      "\"sqrt(max(m,n))\" with or without a factor, as in \"0.2*sqrt(max(m,n))\"");
+                      "\"sqrt(max(m,n))\", \"sqrt(m)\", \"sqrt(n)\", \"sqrt(m*n)\", \"1/n\", "
+                      "\"1/sqrt(n)\" with or without a factor, as in \"0.2*sqrt(max(m,n))\"");
     }
     EXPECT_EQ(group(R"({"match": {"role": "any"}, "decay": "coupled"})"),
               "preset.json: groups[0].decay.type = \"coupled\": expected one of \"none\", "
-              "\"decoupled\"");
+              "\"decoupled\", \"constrained\", \"cautious\", \"start\"");
     EXPECT_EQ(group(R"({"match": {"role": "any"},
                         "decay": {"type": "decoupled", "roles": ["matrices"]}})"),
               "preset.json: groups[0].decay.roles = [\"matrices\"]: expected a list of roles");

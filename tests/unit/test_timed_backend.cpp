@@ -116,8 +116,8 @@ TEST_F(TimedBackendTest, EveryOperationOfAnUpdateBelongsToItsPart) {
     EXPECT_EQ(calls(Part::classifier), 2);  // and the sum of the losses
     // Forward and backward: the embedding, two norms a layer and the last, RoPE, SwiGLU. Zeros: the
     // gradients, the loss, the gradient of the residual stream, and the states at the start: one of
-    // each of a layer's five matrices (q, k, v as one), two of the embedding and of each gain.
-    const int64_t gains = 2 * kLayers + 1, states = 5 * kLayers + 2 * (1 + gains);
+    // each of a layer's seven matrices, two of the embedding and of each gain.
+    const int64_t gains = 2 * kLayers + 1, states = 7 * kLayers + 2 * (1 + gains);
     EXPECT_EQ(calls(Part::elementwise), 2 * (1 + gains + 2 * kLayers) + 3 + states);
     // Sum of squares and clip factor; momentum, Newton-Schulz for qkv, o, gate with up, and down,
     // apply; Adam, apply.
