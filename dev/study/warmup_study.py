@@ -19,20 +19,11 @@ Stages, each a sweep (scripts/sweep.py) in a folder of its own:
   pretrained  a first loss that is not that of random weights
   longer      four times the updates: does the cost of the adaptive warm-up grow with the run?
 """
-import argparse
-import json
 import pathlib
-import signal
 import sys
 
-HERE = pathlib.Path(__file__).resolve().parent
-ROOT = HERE.parent.parent
-sys.path[:0] = [str(ROOT / 'scripts')]
-
-import sweep as sweeping  # noqa: E402
-from sweeps import report  # noqa: E402
-from sweeps.plan import SweepError, make_sweep, plan_runs  # noqa: E402
-from study_report import write_report  # noqa: E402
+from study import ROOT, Study, main, report  # noqa: I001
+from study_report import write_report
 
 RESULTS = ROOT / 'dev' / 'results' / 'warmup_study.json'
 FOLDER = pathlib.Path('runs') / 'warmup_study'
@@ -48,33 +39,12 @@ def adaptive(target, **others):
     return {'type': 'adaptive', 'target_loss': target, **others}
 
 
-class Study:
+class WarmupStudy(Study):
+    folder = FOLDER
+
     def __init__(self, jobs, program):
-        self.jobs, self.program = jobs, program
-        self.results = {'stages': {}, 'traces': {}}
-        self.runner = None
-
-    def stop(self, *_):
-        if self.runner is not None:
-            self.runner.stop()
-
-    def stage(self, name, given):
-        """Trains a sweep; a run that fails (diverges) is a result too: its loss is null."""
-        sweep = make_sweep({'config': 'base.json', **given}, name, HERE, (), (), name)
-        runs = plan_runs(sweep)
-        folder = FOLDER / name
-        folder.mkdir(parents=True, exist_ok=True)
-        print(f'--- {name}: {len(runs)} runs', flush=True)
-        self.runner = sweeping.Runner(self.program, folder, self.jobs)
-        statuses = self.runner.train_all(runs)
-        wrong = [run.name for run in runs if statuses[run.name] == 2]
-        if wrong:
-            raise SweepError(f'{folder / wrong[0]}.log: {report.last_words(folder / f"{wrong[0]}.log")}', 1)
-        rows = report.collect(runs, folder)
-        report.write(sweep, rows, folder)
-        print((folder / 'table.txt').read_text(), end='', flush=True)
-        self.results['stages'][name] = rows
-        return rows, folder
+        super().__init__(jobs, program)
+        self.results['traces'] = {}
 
     def keep_traces(self, stage, folder, rows):
         """Of the first seed; of manual warm-ups one length is enough."""
@@ -213,53 +183,7 @@ class Study:
         for stage in (self.rates, self.warmups, self.separating, self.delta_star, self.settings, self.control, self.target,
                       self.noise, self.pretrained, self.longer):
             stage()
-        RESULTS.write_text(shown(self.results), encoding='utf-8')
-        print(f'{RESULTS.relative_to(ROOT)}: {sum(map(len, self.results["stages"].values()))} runs')
-
-
-def shown(results):
-    """JSON with a line for each run and each trace."""
-    def block(lines):
-        return '{\n' + ',\n'.join(lines) + '\n}'
-    stages = [f'{json.dumps(name)}: [\n' + ',\n'.join(json.dumps(row) for row in rows) + '\n]'
-              for name, rows in results['stages'].items()]
-    traces = [f'{json.dumps(name)}: {json.dumps(trace)}' for name, trace in results['traces'].items()]
-    return (f'{{\n"data": {json.dumps(results["data"])},\n"cases": {json.dumps(results["cases"])},\n'
-            f'"stages": {block(stages)},\n"traces": {block(traces)}\n}}\n')
-
-
-def data_identity():
-    """What the text was: another release of the documentation is another text."""
-    path = ROOT / 'data' / 'python-docs' / 'meta.json'
-    try:
-        meta = json.loads(path.read_text(encoding='utf-8'))
-    except OSError as error:
-        raise SweepError(f'{path}: {error.strerror}; run scripts/prepare_data.py python-docs first') from None
-    return {'train_tokens': meta['train_tokens'], 'sha256': meta['files']['train.bin']['sha256']}
-
-
-def main(argv):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('what', choices=['run', 'report'])
-    parser.add_argument('--jobs', type=int, default=2, metavar='N', help='runs at a time (default: 2)')
-    parser.add_argument('--program', metavar='FILE', help='default: $TRAIN_GPT or build/train_gpt')
-    arguments = parser.parse_args(argv)
-    try:
-        if arguments.what == 'run':
-            study = Study(arguments.jobs, sweeping.find_program(arguments.program))
-            study.results['data'] = data_identity()
-            for number in (signal.SIGINT, signal.SIGTERM):
-                signal.signal(number, study.stop)
-            study.run()
-        write_report(json.loads(RESULTS.read_text(encoding='utf-8')), ROOT / 'dev' / 'docs')
-    except sweeping.Stopped:
-        print('stopped; the same command goes on from here', file=sys.stderr)
-        return 3
-    except SweepError as error:
-        print(f'warmup_study.py: {error}', file=sys.stderr)
-        return error.status
-    return 0
 
 
 if __name__ == '__main__':
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main(sys.argv[1:], __doc__, WarmupStudy, RESULTS, write_report))
