@@ -36,6 +36,7 @@ class Blas {
     // is read.
     template <typename T>
     void symmetric(int64_t m, int64_t k, T alpha, const T* a, T beta, T* c) const;
+    static double symmetric_flops(int64_t m, int64_t k);  // that it executes
 
     // The plain kernel, whatever libraries there are.
     template <typename T>

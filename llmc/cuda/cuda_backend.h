@@ -70,6 +70,7 @@ class CudaBackend : public Backend {
     void sign(const Sign& op) override;
     void frobenius_normalize(const FrobeniusNormalize& op) override;
     void newton_schulz(const NewtonSchulz& op) override;
+    double executed_flops(const NewtonSchulz& op) const override;
     void apply(const Apply& op) override;
 
   private:

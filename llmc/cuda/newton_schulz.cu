@@ -315,6 +315,17 @@ size_t CudaBackend::workspace_bytes(const NewtonSchulz& op) const {
     return plan_of(*this, op).bytes;
 }
 
+double CudaBackend::executed_flops(const NewtonSchulz& op) const {
+    if (op.x.empty() || op.x[0].count() == 0) return 0;
+    const Sides sides(op.x[0].shape);
+    const double s = static_cast<double>(sides.shorter());
+    const double l = static_cast<double>(std::max(sides.padded_rows, sides.padded_columns));
+    double flops = 0;
+    for (const NewtonSchulzStep& step : op.steps)
+        flops += s * s * (4 * l + (step.c == 0 ? 0 : 2 * s));
+    return flops * static_cast<double>(op.x.size());
+}
+
 void CudaBackend::newton_schulz(const NewtonSchulz& op) {
     if (op.x.empty() || op.x[0].count() == 0) return;
     const Plan plan = plan_of(*this, op);

@@ -400,6 +400,9 @@ class Backend {
     virtual void step_sizes(const StepSizes&) = 0;
     virtual void head_maxima(const HeadMaxima&) = 0;
     virtual void qk_clip(const QkClip&) = 0;
+    // Floating-point operations of the products that it does here: fewer than those of plain ones
+    // where it uses symmetry, more where it pads.
+    virtual double executed_flops(const NewtonSchulz&) const = 0;
     virtual void apply(const Apply&) = 0;
 };
 

@@ -201,5 +201,8 @@ size_t TimedBackend::workspace_bytes(const SingularRange& op) const {
 size_t TimedBackend::workspace_bytes(const DotProducts& op) const {
     return inner_.workspace_bytes(op);
 }
+double TimedBackend::executed_flops(const NewtonSchulz& op) const {
+    return inner_.executed_flops(op);
+}
 
 }  // namespace lmo

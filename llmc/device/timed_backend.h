@@ -114,6 +114,7 @@ class TimedBackend : public Backend {
     void step_sizes(const StepSizes& op) override;
     void head_maxima(const HeadMaxima& op) override;
     void qk_clip(const QkClip& op) override;
+    double executed_flops(const NewtonSchulz& op) const override;
     void apply(const Apply& op) override;
 
   private:

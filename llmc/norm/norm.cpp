@@ -268,6 +268,10 @@ class SpectralNorm : public Norm {
         }
         return total;
     }
+    double executed_flops(const Backend& backend, const Shape& shape) const override {
+        const Tensor x{nullptr, DType::f32, shape};
+        return backend.executed_flops(operation(backend, {&x, 1}, {}));
+    }
 
   private:
     NewtonSchulz operation(const Backend& backend, std::span<const Tensor> x,

@@ -52,6 +52,8 @@ class Norm {
     virtual double kappa(const Shape& shape) const = 0;
     // Floating-point operations of one direction.
     virtual double flops(const Shape& shape) const = 0;
+    // Those that the backend does for one of many directions of this shape.
+    virtual double executed_flops(const Backend&, const Shape& shape) const { return flops(shape); }
 };
 
 std::unique_ptr<Norm> make_norm(const NormConfig& config);

@@ -361,6 +361,17 @@ std::vector<double> update_costs(const OptimizerConfig& config, const ParameterL
     return costs;
 }
 
+DirectionFlops direction_flops(const Backend& backend, const OptimizerConfig& config,
+                               const ParameterList& parameters) {
+    DirectionFlops sum;
+    for (const ParameterBlock& block : parameters.blocks(config.fuse_qkv)) {
+        const auto norm = make_norm(config.groups[group_of(config, parameters, block)].norm);
+        sum.plain += norm->flops(block.shape);
+        sum.executed += norm->executed_flops(backend, block.shape);
+    }
+    return sum;
+}
+
 double warmup_kappa(const OptimizerConfig& config, const ParameterList& parameters) {
     const std::unique_ptr<Norm> norm = matrix_norm(config, parameters);
     double kappa = 0.0;

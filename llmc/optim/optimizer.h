@@ -104,6 +104,14 @@ class Optimizer {
 // analyzer measures by.
 std::unique_ptr<Norm> matrix_norm(const OptimizerConfig& config, const ParameterList& parameters);
 
+// What the directions of an update cost over all blocks: floating-point operations of plain
+// products, and those that the backend does.
+struct DirectionFlops {
+    double plain = 0.0, executed = 0.0;
+};
+DirectionFlops direction_flops(const Backend& backend, const OptimizerConfig& config,
+                               const ParameterList& parameters);
+
 // What an update of each of parameters.blocks(config.fuse_qkv) costs, in floating-point operations
 // of a matrix product.
 std::vector<double> update_costs(const OptimizerConfig& config, const ParameterList& parameters);

@@ -194,6 +194,20 @@ TEST(Norms, CostOfNewtonSchulz) {
     EXPECT_EQ(make_norm(spectral("cubic", 1))->flops({10, 20}), 4.0 * 100 * 20);
 }
 
+TEST(Norms, OperationsThatTheProcessorExecutes) {
+    const auto cpu = make_cpu_backend(1);
+    const auto jordan = make_norm(spectral("jordan", 5));
+    // Six blocks of 128 rows: 21 of 36 parts of both symmetric products, and the full product.
+    const double cube = 768.0 * 768.0 * 768.0;
+    EXPECT_DOUBLE_EQ(jordan->executed_flops(*cpu, {768, 768}), 10 * cube * (7.0 / 6 + 1));
+    EXPECT_EQ(jordan->executed_flops(*cpu, {2304, 768}), jordan->executed_flops(*cpu, {768, 2304}));
+    // One block: nothing is saved. A cubic step has no product of squares here either.
+    EXPECT_EQ(jordan->executed_flops(*cpu, {20, 10}), jordan->flops({20, 10}));
+    EXPECT_EQ(make_norm(spectral("cubic", 1))->executed_flops(*cpu, {10, 20}), 4.0 * 100 * 20);
+    const auto sign = make_norm({NormType::sign, {}});
+    EXPECT_EQ(sign->executed_flops(*cpu, {20, 10}), sign->flops({20, 10}));
+}
+
 TEST(Norms, SpectralNeedsAMatrix) {
     const auto norm = make_norm(spectral("jordan", 5));
     EXPECT_NO_THROW(norm->check("a", {3, 4}));
