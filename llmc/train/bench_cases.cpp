@@ -16,6 +16,7 @@
 
 #include "llmc/core/random.h"
 #include "llmc/train/bench_cases.h"
+#include "llmc/train/config.h"
 
 namespace lmo {
 
@@ -268,6 +269,17 @@ BenchCases::BenchCases(const BenchSizes& s)
       c(static_cast<double>(size_of(compute))),
       r(static_cast<double>(size_of(residual))),
       m(static_cast<double>(size_of(master))) {}
+
+LlamaConfig bench_model(const std::string& config) {
+    if (!config.empty()) return load_config(config, {}, ConfigUse::model).model;
+    LlamaConfig model;  // configs/model/llama-124m.json
+    model.n_layer = model.n_head = model.n_kv_head = 12;
+    model.d_model = 768;
+    model.d_ff = 2048;
+    model.vocab_size = 50304;
+    model.seq_len = 512;
+    return model;
+}
 
 std::vector<BenchCase> bench_cases(const BenchSizes& sizes) {
     BenchCases cases(sizes);

@@ -11,6 +11,19 @@
 
 namespace lmo {
 
+// The model of a configuration file; without one LLaMA 124M.
+LlamaConfig bench_model(const std::string& config);
+
+constexpr double kGpuFlops = 2e13;  // as fast as a GPU, and so are the sizes
+
+// The distinct shapes of the hidden matrices, q, k and v as one, and how many there are of each.
+// `wide`: a tall matrix counts as its transpose.
+struct MatrixBatch {
+    Shape shape;
+    int64_t count;
+};
+std::vector<MatrixBatch> matrix_batches(const ParameterList& parameters, bool wide);
+
 struct BenchSizes {
     LlamaConfig model;
     ModelPrecision precision;

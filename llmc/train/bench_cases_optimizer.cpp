@@ -16,6 +16,23 @@
 
 namespace lmo {
 
+std::vector<MatrixBatch> matrix_batches(const ParameterList& parameters, bool wide) {
+    std::vector<MatrixBatch> batches;
+    for (const ParameterBlock& block : parameters.blocks(true)) {
+        if (block.role != Role::matrix) continue;
+        Shape shape = block.shape;
+        if (wide && shape[0] > shape[1]) shape = {shape[1], shape[0]};
+        const auto same = std::find_if(batches.begin(), batches.end(),
+                                       [&](const MatrixBatch& b) { return b.shape == shape; });
+        if (same == batches.end()) {
+            batches.push_back({shape, 1});
+        } else {
+            ++same->count;
+        }
+    }
+    return batches;
+}
+
 namespace {
 
 // ---- optimizer ----------------------------------------------------------------------------------
@@ -93,27 +110,10 @@ void add_apply(BenchCases& b, const std::vector<Shape>& shapes) {
 
 // ---- matrices -----------------------------------------------------------------------------------
 
-// The distinct shapes of the hidden matrices, and how many there are of each.
-struct MatrixBatch {
-    Shape shape;
-    int64_t count;
-};
-
-// `wide`: a tall matrix counts as its transpose.
-std::vector<MatrixBatch> matrix_batches(const BenchSizes& sizes, bool wide) {
-    std::vector<MatrixBatch> batches;
-    for (const ParameterBlock& block : llama_parameters(sizes.model).blocks(true)) {
-        if (block.role != Role::matrix) continue;
-        Shape shape = block.shape;
-        if (wide && shape[0] > shape[1]) shape = {shape[1], shape[0]};
-        const auto same = std::find_if(batches.begin(), batches.end(),
-                                       [&](const MatrixBatch& b) { return b.shape == shape; });
-        if (same == batches.end()) {
-            batches.push_back({shape, 1});
-        } else {
-            ++same->count;
-        }
-    }
+// Those of a model, as many of a shape as are wanted. `wide`: a tall matrix counts as its
+// transpose.
+std::vector<MatrixBatch> model_batches(const BenchSizes& sizes, bool wide) {
+    std::vector<MatrixBatch> batches = matrix_batches(llama_parameters(sizes.model), wide);
     for (MatrixBatch& batch : batches) batch.count = std::min(batch.count, sizes.matrices);
     return batches;
 }
@@ -202,8 +202,8 @@ void add_optimizer_cases(BenchCases& b) {
     add_directions(b, shapes);
     add_apply(b, shapes);
     add_copies(b, total_count(shapes));
-    for (const MatrixBatch& batch : matrix_batches(b.sizes, true)) add_symmetric_product(b, batch);
-    for (const MatrixBatch& batch : matrix_batches(b.sizes, false)) add_newton_schulz(b, batch);
+    for (const MatrixBatch& batch : model_batches(b.sizes, true)) add_symmetric_product(b, batch);
+    for (const MatrixBatch& batch : model_batches(b.sizes, false)) add_newton_schulz(b, batch);
 }
 
 }  // namespace lmo

@@ -14,7 +14,8 @@ struct BenchCommand {
     int threads = 0;
     BenchTrainOptions train;
     BenchKernelsOptions kernels;
-    CLI::App* kernels_command = nullptr;
+    BenchOptimizerOptions optimizer;
+    CLI::App *kernels_command = nullptr, *optimizer_command = nullptr;
 };
 
 inline CLI::App* add_bench_train(CLI::App& group, BenchCommand& bench) {
@@ -59,19 +60,65 @@ inline CLI::App* add_bench_kernels(CLI::App& group, BenchKernelsOptions& options
     return command;
 }
 
+inline CLI::App* add_bench_optimizer(CLI::App& group, BenchOptimizerOptions& options) {
+    CLI::App* command = group.add_subcommand(
+        "optimizer",
+        "Whole updates by every preset, and Newton-Schulz with every coefficient set: time, rates, "
+        "orthogonality; with --compare beside PyTorch");
+    CLI::Option* config =
+        command->add_option("--config", options.config,
+                            "JSON configuration with the model's shapes (default: LLaMA 124M)");
+    CLI::Option* layers =
+        command
+            ->add_option(
+                "--layers", options.layers,
+                "Layers of the model that count (default: all on a GPU, at most 2 on a CPU)")
+            ->check(integer_in(1, 1000));
+    command
+        ->add_option("--shapes", options.shapes,
+                     "Matrices instead of a model: ROWSxCOLUMNS[xCOUNT],...")
+        ->excludes(config)
+        ->excludes(layers);
+    command
+        ->add_option(
+            "--preset", options.presets,
+            "Built-in preset or its file (default: every built-in one); may be given several "
+            "times")
+        ->expected(1)
+        ->take_all();
+    command->add_option("--only", options.only,
+                        "Only measurements with this text in preset.NAME or newton_schulz.SET");
+    command->add_option("--steps", options.steps, "Updates to measure; the median counts")
+        ->check(integer_in(1, 10000))
+        ->capture_default_str();
+    add_device(command, options.device, options.threads);
+    command->add_flag("--compare", options.compare,
+                      "Beside PyTorch's optimizers, in turns; runs PYTHON (default: python3)");
+    command->add_option("--rounds", options.rounds, "Turns of --compare, of --steps updates each")
+        ->check(integer_in(3, 1000))
+        ->capture_default_str();
+    command->add_flag("--json", options.json, "JSON lines only, no table");
+    command->footer(
+        "Examples:\n  train_gpt bench optimizer --preset muon --preset my.json --compare\n"
+        "  train_gpt bench optimizer --shapes 768x768x12,2304x768 --only newton_schulz");
+    return command;
+}
+
 inline CLI::App* add_bench(CLI::App& app, BenchCommand& bench) {
     CLI::App* group = app.add_subcommand("bench", "Measure how fast this machine is");
     group->require_subcommand(1);
     add_bench_train(*group, bench);
     bench.kernels_command = add_bench_kernels(*group, bench.kernels);
+    bench.optimizer_command = add_bench_optimizer(*group, bench.optimizer);
     group->footer(
         "Examples:\n  train_gpt bench train --config configs/run/quickstart.json\n"
-        "  train_gpt bench kernels");
+        "  train_gpt bench kernels\n  train_gpt bench optimizer");
     return group;
 }
 
 inline void run_bench(BenchCommand& bench) {
     if (*bench.kernels_command) return run_bench_kernels(bench.kernels);
+    if (*bench.optimizer_command) return run_bench_optimizer(bench.optimizer);
     if (!bench.device.empty()) {
         bench.config.overrides.push_back("run.device=\"" + bench.device + "\"");
     }

@@ -4,17 +4,15 @@
 //
 // Operations bound by memory take turns on several sets of tensors, so that they find nothing in
 // the caches. A failed measurement is a line of its own; the others go on.
-#include <unistd.h>
-
 #include <algorithm>
 #include <cmath>
 #include <cstdio>
 #include <limits>
 #include <map>
 
-#include "llmc/io/console.h"
 #include "llmc/io/files.h"
 #include "llmc/train/bench_cases.h"
+#include "llmc/train/bench_progress.h"
 #include "llmc/train/commands.h"
 #include "llmc/train/device.h"
 
@@ -26,20 +24,8 @@ namespace {
 
 constexpr double kRotatedBytes = 192 << 20;  // beyond the caches of today's devices, thrice
 constexpr double kMostSets = 16;
-constexpr double kGpuFlops = 2e13;  // as fast as a GPU, and so are the sizes
 
 // ---- what to measure ----------------------------------------------------------------------------
-
-LlamaConfig model_of(const BenchKernelsOptions& options) {
-    if (!options.config.empty()) return load_config(options.config, {}, ConfigUse::model).model;
-    LlamaConfig model;  // configs/model/llama-124m.json
-    model.n_layer = model.n_head = model.n_kv_head = 12;
-    model.d_model = 768;
-    model.d_ff = 2048;
-    model.vocab_size = 50304;
-    model.seq_len = 512;
-    return model;
-}
 
 DType compute_type(const BenchKernelsOptions& options, const Backend& backend) {
     if (options.precision == "bf16") return DType::bf16;
@@ -92,33 +78,6 @@ Timing measure_case(Backend& backend, const Noise& noise, const BenchCase& one,
     for (const auto& memory : memories) memory->check();
     return timing;
 }
-
-// On stderr: a line that is redrawn on a terminal, else one every few seconds.
-class Progress {
-  public:
-    explicit Progress(size_t total) : total_(total), terminal_(isatty(STDERR_FILENO)) {}
-    ~Progress() { clear(); }
-
-    void next(const BenchCase& one, double seconds_left) {
-        ++done_;
-        if (!terminal_ && shown_ && last_.seconds() < 5) return;
-        clear();
-        std::fprintf(stderr, "%zu of %zu: %s %s, about %s left%s", done_, total_, one.name.c_str(),
-                     one.shape.c_str(), format_duration(seconds_left).c_str(),
-                     terminal_ ? "" : "\n");
-        std::fflush(stderr);
-        shown_ = true;
-        last_.restart();
-    }
-    void clear() {
-        if (terminal_ && shown_) std::fprintf(stderr, "\r\033[K");
-    }
-
-  private:
-    size_t total_, done_ = 0;
-    bool terminal_, shown_ = false;
-    Timer last_;
-};
 
 // ---- report -------------------------------------------------------------------------------------
 
@@ -179,7 +138,7 @@ class KernelBench {
         : options_(options), backend_(backend), noise_(backend), device_(backend.describe()) {}
 
     void run() {
-        const LlamaConfig model = model_of(options_);
+        const LlamaConfig model = bench_model(options_.config);
         const DType compute = compute_type(options_, backend_);
         const auto sizes = [&](double flops) {
             return choose_sizes(options_, model, backend_, compute, flops);
@@ -220,7 +179,7 @@ class KernelBench {
     }
 
     void measure_all(const std::vector<BenchCase>& cases) {
-        Progress progress(cases.size());
+        BenchProgress progress(cases.size());
         const double start = clock_.seconds();
         for (size_t i = 0; i < cases.size(); ++i) {
             const double done = static_cast<double>(i);
@@ -228,7 +187,7 @@ class KernelBench {
             const double passed = clock_.seconds();
             const double left = std::max(options_.seconds - passed, 0.0);
             const double estimate = i == 0 ? 0.0 : (passed - start) / done * remaining;
-            progress.next(cases[i], std::max(left, estimate));
+            progress.next(cases[i].name + " " + cases[i].shape, std::max(left, estimate));
             const double share = left / remaining;
             const TimingLimits limits{.window = std::clamp(share / 10, 1e-3, 0.04), .total = share};
             measure_one(cases[i], limits);

@@ -4,6 +4,7 @@
 #include <limits>
 #include <optional>
 #include <string>
+#include <vector>
 
 #include "llmc/core/error.h"
 #include "llmc/model/generate.h"
@@ -60,6 +61,18 @@ struct BenchKernelsOptions {
     bool json = false;
 };
 void run_bench_kernels(const BenchKernelsOptions& options);
+
+// Updates by every preset and every Newton-Schulz coefficient set, on the shapes of a model or a
+// list.
+struct BenchOptimizerOptions {
+    std::string config, shapes;         // empty: LLaMA 124M; the model's
+    std::string device = "auto", only;  // empty: all
+    std::vector<std::string> presets;   // names or files; empty: all that are built in
+    int64_t layers = 0;                 // 0: all on a GPU, few on a CPU
+    int steps = 3, rounds = 3, threads = 0;
+    bool json = false, compare = false;
+};
+void run_bench_optimizer(const BenchOptimizerOptions& options);
 
 struct EvalOptions {
     std::string checkpoint, data, device = "auto", precision = "auto";

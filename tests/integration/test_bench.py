@@ -1,6 +1,10 @@
-"""train_gpt bench train, bench kernels: JSON lines for scripts, a table for people, on random data."""
+"""train_gpt bench train, bench kernels, bench optimizer: JSON lines for scripts, a table for people, on random data."""
 import json
+import os
 import re
+import subprocess
+import sys
+import unittest
 
 from cli import ROOT, TINY_MODEL, CliTest
 
@@ -183,3 +187,153 @@ class BenchKernelsTest(CliTest):
 
     def test_help_has_an_example(self):
         self.assertIn('Example', self.run_cli('bench', 'kernels', '--help').out)
+
+
+# Stands for PyTorch: answers as dev/bench/optimizer_torch.py does.
+PEER = """#!/bin/sh
+echo "$@" >arguments
+echo '{"torch": "9.9", "presets": ["adamw", "muon"]}'
+while read -r question more; do
+    case $question in
+        prepare) echo "$more" >prepared; echo '{"left_out": ["Slow: too slow"]}' ;;
+        round) echo '{"times": [{"peer": "Fast", "preset": "muon", "seconds": 0.5}]}' ;;
+    esac
+done
+"""
+
+
+def has_torch():
+    return subprocess.run([sys.executable, '-c', 'import torch'], capture_output=True, check=False).returncode == 0
+
+
+class BenchOptimizerTest(CliTest):
+    def bench(self, *arguments, status=0, **options):
+        result = self.run_cli('bench', 'optimizer', '--device', 'cpu', '--threads', '2', '--steps', '2', *arguments,
+                              **options)
+        self.assertEqual(result.status, status, result.out + result.err)
+        return result
+
+    def lines(self, *arguments, **options):
+        return [json.loads(line) for line in self.bench('--json', *arguments, **options).out.splitlines()]
+
+    def test_every_preset_and_coefficient_set_has_lines(self):
+        (self.folder / 'model.json').write_text(json.dumps({'model': TINY_MODEL}))
+        lines = self.lines('--config', 'model.json', '--layers', '1')
+        names = [line['what'] for line in lines]
+        self.assertEqual(names[:2], ['ceiling.copy', 'ceiling.gemm'])
+        presets = {path.stem for path in (ROOT / 'configs' / 'optimizer').glob('*.json')}
+        self.assertEqual({name[7:] for name in names if name.startswith('preset.')}, presets)
+        source = (ROOT / 'llmc' / 'norm' / 'newton_schulz.cpp').read_text()
+        sets = set(re.findall(r'^ +\{"([\w-]+)",', source, re.MULTILINE))
+        self.assertGreater(len(sets), 4)
+        by_set = {name[14:] for name in names if name.startswith('newton_schulz.')}
+        self.assertEqual(by_set, sets)
+
+        parameters = 64 * 32 + 64 * 32 + 32 * 32 + 3 * 48 * 32 + 2 * 32 + 32
+        copy, gemm = (lines[i][rate] for i, rate in ((0, 'gbs'), (1, 'tflops')))
+        for line in lines[2:]:
+            self.assertTrue(0 < line['ms_min'] <= line['ms'] <= line['ms_max'], line)
+            self.assertTrue(line['device'].startswith('CPU, 2 threads'))
+            self.assertAlmostEqual(line['tflops'] * line['ms'] * 1e9, line['flops'], delta=line['flops'] * 1e-9)
+            if line['what'].startswith('preset.'):
+                self.assertTrue(line['shape'].startswith(f'{parameters} in '))
+                self.assertGreater(line['norm_ms'], 0)
+                state = line['state_bytes_per_parameter'] * parameters
+                self.assertAlmostEqual(line['bytes'], 12 * parameters + 2 * state, delta=1)
+                self.assertAlmostEqual(line['gbs'] / copy, line['copy_share'], delta=1e-9 * line['copy_share'])
+            else:
+                self.assertAlmostEqual(line['tflops_executed'] / gemm, line['ceiling_share'], places=9)
+        adamw = next(line for line in lines if line['what'] == 'preset.adamw')
+        self.assertAlmostEqual(adamw['state_bytes_per_parameter'], 8, delta=0.1)
+        self.assertEqual(adamw['flops'], 0)
+
+    def test_orthogonality_and_operations(self):
+        lines = self.lines('--shapes', '160x300x3,300x160', '--only', 'newton_schulz.you')[2:]
+        self.assertEqual([line['shape'] for line in lines], ['2x160x300', '1x300x160'])  # a CPU takes two
+        for line, count in zip(lines, (2, 1)):
+            plain, block = 5 * (4 * 160 * 160 * 300 + 2 * 160 ** 3), 128 * 128 + 32 * 160
+            executed = 5 * 2 * (block * 300 + block * 160 + 160 * 160 * 300)
+            self.assertEqual((line['flops'], line['flops_executed']), (count * plain, count * executed))
+            self.assertEqual(line['input'], 'normal')
+            # Singular values of a normal 160 x 300 matrix are far from 0: within the polynomials' bounds.
+            self.assertLess(line['orthogonality_max'], 0.04)
+            self.assertTrue(0 < line['orthogonality_rms'] <= line['orthogonality_max'])
+        jordan = self.lines('--shapes', '160x300', '--only', 'jordan')[2]
+        self.assertTrue(0.1 < jordan['orthogonality_max'] < 0.35)
+
+    def test_table_and_own_presets(self):
+        group = {'match': {'role': 'any'}, 'norm': {'type': 'sign'}}
+        (self.folder / 'mine.json').write_text(json.dumps({'description': 'x', 'groups': [group]}))
+        out = self.bench('--shapes', '32x48', '--preset', 'mine.json', '--preset', 'muon').out
+        table = [line for line in out.splitlines() if not line.startswith('{')]
+        for start in ('mine.json', 'muon', 'jordan', 'cubic'):
+            self.assertEqual(sum(row.startswith(f'{start} ') for row in table), 1, start)
+        self.assertFalse([row for row in table if row.startswith('adamw')])
+        self.assertLessEqual(max(map(len, table[3:])), 80)  # above them the device
+
+    def test_a_preset_that_does_not_suit_is_a_failed_line(self):
+        group = {'match': {'name': '*.q_proj.*'}, 'norm': {'type': 'sign'}}
+        rest = {'match': {'role': 'any'}, 'norm': {'type': 'sign'}}
+        (self.folder / 'named.json').write_text(json.dumps({'description': 'x', 'groups': [group, rest]}))
+        result = self.bench('--shapes', '8x8', '--preset', 'named.json', '--preset', 'lion', '--only', 'preset',
+                            status=1)
+        self.assertIn('1 of 2 measurements failed', result.err)
+        self.assertIn('takes no parameter of this model', result.out)
+        self.assertIn('"preset.lion"', result.out)
+
+    def peer(self, text):
+        path = self.folder / 'peer.sh'
+        path.write_text(text)
+        path.chmod(0o755)
+        return {'environment': {**os.environ, 'PYTHON': str(path)}}
+
+    def test_compare_takes_turns_with_the_peers(self):
+        options = self.peer(PEER)
+        arguments = ('--shapes', '16x8x2', '--preset', 'muon', '--only', 'preset', '--compare', '--rounds', '4')
+        result = self.bench(*arguments, **options)
+        line = [json.loads(line) for line in result.out.splitlines() if line.startswith('{')][-1]
+        self.assertEqual((line['what'], line['preset'], line['torch'], line['ms']),
+                         ('compare.Fast', 'muon', '9.9', 500))
+        self.assertEqual(len(line['ratios']), 4)
+        self.assertTrue(min(line['ratios']) <= line['ratio'] <= max(line['ratios']))
+        self.assertGreater(line['ratio'], 20)  # half a second against an update of two tiny matrices
+        self.assertIn('left out: Slow: too slow', result.err)
+        self.assertIn('PyTorch 9.9', result.out)
+        self.assertEqual(json.loads((self.folder / 'prepared').read_text()),
+                         {'blocks': [{'shape': [16, 8], 'matrix': True}] * 2, 'presets': ['muon']})
+        self.assertIn('--threads 2', (self.folder / 'arguments').read_text())
+        result = self.bench('--preset', 'lion', '--compare', status=2, **options)
+        self.assertIn('adamw, muon', result.err)
+
+    def test_compare_without_pytorch(self):
+        for text, message in (('#!/bin/sh\n', 'ended without an answer'), ('#!/bin/sh\necho no', 'answered "no'),
+                              ('#!/bin/sh\necho \'{"error": "has none"}\'', 'has none')):
+            result = self.bench('--compare', status=1, **self.peer(text))
+            self.assertEqual(result.out, '')
+            self.assertIn(message, result.err)
+        nowhere = {**os.environ, 'PYTHON': 'no-such-python'}
+        self.assertIn('cannot start no-such-python', self.bench('--compare', status=1, environment=nowhere).err)
+
+    @unittest.skipUnless(has_torch(), 'this Python has no PyTorch')
+    def test_compare_with_pytorch(self):
+        lines = self.lines('--shapes', '16x8x2,24x8', '--compare', '--only', 'preset',
+                           environment={**os.environ, 'PYTHON': sys.executable})
+        peers = {line['what']: line['preset'] for line in lines if line['what'].startswith('compare.')}
+        self.assertEqual(peers['compare.Muon foreach'], 'muon')
+        self.assertEqual(peers['compare.Lion eager'], 'lion')
+
+    def test_wrong_use(self):
+        for more in (['--shapes', '8'], ['--shapes', '8x'], ['--shapes', '8x0'], ['--shapes', '8x8x8x8'],
+                     ['--shapes', '8x8,'], ['--shapes', '8x9999999'], ['--shapes', '-8x8'],
+                     ['--preset', 'moun'], ['--preset', 'nowhere.json'], ['--only', 'nothing'], ['--steps', '0'],
+                     ['--rounds', '2'], ['--shapes', '8x8', '--layers', '1'], ['--config', 'nowhere.json'],
+                     ['--device', 'tpu'], ['--threads', '0']):
+            with self.subTest(more):
+                result = self.run_cli('bench', 'optimizer', *more)
+                self.assertEqual((result.status, result.out), (2, ''), result.err)
+                self.assertTrue(result.err)
+        self.assertIn('768x768x12', self.bench('--shapes', '8', status=2).err)
+        self.assertIn('muon', self.bench('--preset', 'moun', status=2).err)
+
+    def test_help_has_an_example(self):
+        self.assertIn('Example', self.run_cli('bench', 'optimizer', '--help').out)
