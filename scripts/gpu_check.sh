@@ -8,7 +8,7 @@
 #   test         the unit tests on the device; those of equal bits 50 times
 #   sanitize     the unit tests under compute-sanitizer's four tools, each for a limited time
 #   conformance  what PTX instructions compute on the device, compared with the emulator
-#   bench        train_gpt bench kernels, with the clocks beside it
+#   bench        train_gpt bench kernels, with the clocks beside it, and bench optimizer
 #   --out DIR    results (default build/gpu_check): results.json and each part's logs
 #   --emulated   the programs built for the emulator instead, few tests, tiny shapes: tries this script
 #
@@ -205,13 +205,24 @@ clocks() { # clocks FILE: one line of names, one of values
 }
 gpu_values=name,driver_version,clocks.sm,clocks.max.sm,clocks.mem,power.draw,power.limit,temperature.gpu
 
+# What a benchmark that began at second $3 and ended with status $2 is called.
+record_bench() { # record_bench NAME CODE BEGIN LOGS
+    case $2 in
+        0) record "$1" ok $((SECONDS - $3)) ;;
+        124 | 137) record "$1" 'timed out' $((SECONDS - $3)) ;;
+        *) record "$1" failed $((SECONDS - $3)) "status $2, logs $4" ;;
+    esac
+}
+
 part_bench() {
-    local arguments=(bench kernels --device cuda --json) sampler='' begin=$SECONDS code
+    local arguments=(bench kernels --device cuda --json) sampler='' begin=$SECONDS
+    local updates=(bench optimizer --device cuda --json)
     need_program bench "$programs/train_gpt" || return
     if [ -n "$emulated" ]; then
         echo '{"model": {"n_layer": 1, "n_head": 2, "d_model": 128, "d_ff": 64, "vocab_size": 64,
                          "seq_len": 16}}' >"$out/tiny.json"
         arguments+=(--config "$out/tiny.json" --tokens 32 --seconds 1)
+        updates+=(--shapes 16x24,24x16 --steps 1)
     fi
     clocks clocks_before.csv
     if has nvidia-smi && [ -z "$emulated" ]; then
@@ -219,14 +230,13 @@ part_bench() {
         sampler=$!
     fi
     timeout --kill-after=10 420 "$programs/train_gpt" "${arguments[@]}" >"$out/bench.jsonl" 2> >(tee "$out/bench.log" >&2)
-    code=$?
+    record_bench bench $? $begin 'bench.log and bench.jsonl'
     [ -n "$sampler" ] && kill "$sampler" 2>/dev/null
     clocks clocks_after.csv
-    case $code in
-        0) record bench ok $((SECONDS - begin)) ;;
-        124 | 137) record bench 'timed out' $((SECONDS - begin)) ;;
-        *) record bench failed $((SECONDS - begin)) "status $code, logs bench.log and bench.jsonl" ;;
-    esac
+    begin=$SECONDS
+    timeout --kill-after=10 100 "$programs/train_gpt" "${updates[@]}" >"$out/bench_optimizer.jsonl" \
+        2> >(tee "$out/bench_optimizer.log" >&2)
+    record_bench 'bench optimizer' $? $begin 'bench_optimizer.log and bench_optimizer.jsonl'
 }
 
 # ---- the run --------------------------------------------------------------------------------------

@@ -69,10 +69,10 @@ def read_tests(folder):
     return result
 
 
-def read_bench(folder):
+def read_bench(folder, name='bench'):
     lines = []
     try:
-        text = (folder / 'bench.jsonl').read_text()
+        text = (folder / f'{name}.jsonl').read_text()
     except OSError:
         return lines
     for line in text.splitlines():
@@ -140,6 +140,7 @@ def collect(folder, arguments):
         'tests': read_tests(folder),
         'clocks': clocks,
         'bench': bench,
+        'bench_optimizer': read_bench(folder, 'bench_optimizer'),
     }
 
 

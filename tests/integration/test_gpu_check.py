@@ -89,6 +89,13 @@ class GpuCheckTest(unittest.TestCase):
         self.assertIn('more in results.json', table[-2])
         self.assertTrue(self.row(table, 'rmsnorm_forward'))
 
+    def test_updates_are_kept_beside_the_kernels(self):
+        line = {'what': 'preset.muon', 'shape': '9 in 1', 'dtype': 'fp32', 'ms': 1.0, 'device': 'x'}
+        (self.folder / 'bench_optimizer.jsonl').write_text(json.dumps(line) + '\n')
+        results, _ = self.results([kernel('rope', '1', 'gbs', 1)])
+        self.assertEqual(results['bench_optimizer'], [line])
+        self.assertEqual(len(results['bench']), 1)
+
     def test_nothing_measured(self):
         results, _ = self.results([])
         self.assertEqual((results['bench'], results['tests'], results['parts']), ([], None, []))

@@ -30,3 +30,5 @@ class GpuCheckTest(unittest.TestCase):
         self.assertEqual(results['tests']['failed'], [])
         self.assertFalse([line for line in results['bench'] if 'error' in line])
         self.assertGreater(len(results['bench']), 40)
+        self.assertFalse([line for line in results['bench_optimizer'] if 'error' in line])
+        self.assertGreater(len(results['bench_optimizer']), 15)
