@@ -150,11 +150,14 @@ PresetUpdates::PresetUpdates(Backend& backend, const Noise& noise, BenchParamete
                  parameters.precision.master),
       flops_(direction_flops(backend, config, parameters.list)) {
     arena_.workspace();  // fixed before anything is captured
-    optimizer_.initialise();
-    step_ = backend.capture([this] {
-        optimizer_.step(parameters_.weights.master(), parameters_.weights.copies(),
-                        parameters_.gradients);
-    });
+    optimizer_.bind_gradients(parameters.gradients);
+    optimizer_.initialise(parameters.weights.master());
+    if (optimizer_.repeats()) graph_ = backend.capture([this] { step(); });
+}
+
+void PresetUpdates::step() {
+    optimizer_.step(parameters_.weights.master(), parameters_.weights.copies(),
+                    parameters_.gradients);
 }
 
 UpdateTime PresetUpdates::update() {
@@ -166,7 +169,7 @@ UpdateTime PresetUpdates::update() {
     }
     const double norm = timer.restart();
     optimizer_.set_scalars(kRate, updates_++);
-    step_->launch();
+    graph_ ? graph_->launch() : step();
     backend_.synchronize();
     return {timer.seconds(), norm};
 }

@@ -58,12 +58,14 @@ class PresetUpdates {
     const DirectionFlops& flops() const { return flops_; }
 
   private:
+    void step();
+
     Backend& backend_;
     const Noise& noise_;
     BenchParameters& parameters_;
     Arena arena_;
     Optimizer optimizer_;
-    std::unique_ptr<Graph> step_;
+    std::unique_ptr<Graph> graph_;  // where every update is the same
     DirectionFlops flops_;
     int64_t updates_ = 0;
 };
