@@ -159,9 +159,10 @@ CLI::App* add_smoothness(CLI::App& app, SmoothnessCommand& smoothness) {
         ->check(integer_in(0, int64_t{1} << 40));
     command->add_option("--out", options.out,
                         "JSON file to write: for schedule.warmup.fit, and for plots");
+    command->add_flag("--layers", options.layers, "Fit L0 and L1 of every block (for step.fit)");
     command->add_flag("--json", options.json, "One JSON object");
     command->footer(
-        "Example:\n  train_gpt smoothness --run runs/quickstart --last 200 --out fit.json");
+        "Example:\n  train_gpt smoothness --run runs/measured --last 200 --out fit.json");
     return command;
 }
 

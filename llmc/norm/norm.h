@@ -10,6 +10,7 @@
 #include <string>
 #include <vector>
 
+#include "llmc/core/parameter.h"
 #include "llmc/device/backend.h"
 
 namespace lmo {
@@ -57,5 +58,13 @@ class Norm {
 };
 
 std::unique_ptr<Norm> make_norm(const NormConfig& config);
+
+// A block of an optimizer and the norm that it is stepped along, ||x|| / radius: its unit ball
+// holds the steps of length 1 of the rate.
+struct BlockNorm {
+    ParameterBlock block;
+    std::shared_ptr<const Norm> norm;
+    double radius;
+};
 
 }  // namespace lmo

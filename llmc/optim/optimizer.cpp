@@ -348,6 +348,16 @@ std::unique_ptr<Norm> matrix_norm(const OptimizerConfig& config, const Parameter
     return make_norm(config.groups[group_of(config, *matrix)].norm);
 }
 
+std::vector<BlockNorm> block_norms(const OptimizerConfig& config, const ParameterList& parameters) {
+    std::vector<BlockNorm> norms;
+    for (const ParameterBlock& block : parameters.blocks(config.fuse_qkv)) {
+        const GroupConfig& group = config.groups[group_of(config, parameters, block)];
+        // Not times Norm::scale(): primal() and dual() have it in them.
+        norms.push_back({block, make_norm(group.norm), group.radius.value(block.shape)});
+    }
+    return norms;
+}
+
 std::vector<double> update_costs(const OptimizerConfig& config, const ParameterList& parameters) {
     // Momentum and the step move about 28 bytes an element, for which a core takes as long as for
     // so many operations of a product. An estimate, for the balance alone.

@@ -112,6 +112,9 @@ struct DirectionFlops {
 DirectionFlops direction_flops(const Backend& backend, const OptimizerConfig& config,
                                const ParameterList& parameters);
 
+// The norms of all blocks; a group without a norm counts by the sign norm.
+std::vector<BlockNorm> block_norms(const OptimizerConfig& config, const ParameterList& parameters);
+
 // What an update of each of parameters.blocks(config.fuse_qkv) costs, in floating-point operations
 // of a matrix product.
 std::vector<double> update_costs(const OptimizerConfig& config, const ParameterList& parameters);

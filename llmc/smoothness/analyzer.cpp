@@ -8,7 +8,7 @@ namespace lmo {
 
 namespace {
 
-std::vector<double> to_host(Backend& backend, const Tensor& tensor) {
+std::vector<double> read_back(Backend& backend, const Tensor& tensor) {
     std::vector<double> values(static_cast<size_t>(tensor.count()));
     if (tensor.dtype == DType::f64) {
         backend.copy_out(values.data(), tensor);
@@ -27,6 +27,21 @@ bool all_finite(const std::vector<double>& values) {
 }
 
 constexpr double kNaN = std::numeric_limits<double>::quiet_NaN();
+
+using Values = std::vector<std::vector<double>>;
+
+// The parameters of a block one after another; minus those of `then`, if given.
+std::vector<double> of_block(const ParameterBlock& block, const Values& now,
+                             const Values* then = nullptr) {
+    std::vector<double> values;
+    for (int i = block.first; i < block.first + block.count; ++i) {
+        const size_t index = static_cast<size_t>(i);
+        for (size_t j = 0; j < now[index].size(); ++j) {
+            values.push_back(now[index][j] - (then ? (*then)[index][j] : 0.0));
+        }
+    }
+    return values;
+}
 
 }  // namespace
 
@@ -52,54 +67,68 @@ double SmoothnessSample::noise_change() const {
 }
 
 SmoothnessAnalyzer::SmoothnessAnalyzer(Backend& backend, Backend& host, std::unique_ptr<Norm> norm,
-                                       const ParameterList& parameters)
-    : backend_(backend), host_(host), norm_(std::move(norm)) {
+                                       const ParameterList& parameters,
+                                       std::vector<BlockNorm> blocks)
+    : backend_(backend), host_(host), norm_(std::move(norm)), blocks_(std::move(blocks)) {
     for (const ParameterBlock& block : parameters.blocks(true)) {
-        if (block.shape.rank() == 2) blocks_.push_back(block);
+        if (block.shape.rank() == 2) matrices_.push_back(block);
     }
-    weights_.resize(blocks_.size());
-    gradients_.resize(blocks_.size());
 }
 
-std::vector<double> SmoothnessAnalyzer::change(const ParameterBlock& block, const Tensor& now,
-                                               const std::vector<double>& then) const {
-    assert(static_cast<int64_t>(then.size()) == block.shape.count());
-    std::vector<double> difference = to_host(backend_, now);
-    for (size_t i = 0; i < then.size(); ++i) difference[i] -= then[i];
-    return difference;
+Values SmoothnessAnalyzer::to_host(const ParameterBuffer& buffer) const {
+    Values values;
+    for (int i = 0; i < buffer.list->size(); ++i) {
+        values.push_back(read_back(backend_, buffer[i]));
+    }
+    return values;
 }
 
-double SmoothnessAnalyzer::primal(const std::vector<double>& x, const ParameterBlock& block) const {
-    return all_finite(x) ? norm_->primal(host_, x, block.shape) : kNaN;
+double SmoothnessAnalyzer::primal(const Norm& norm, const std::vector<double>& x,
+                                  const Shape& shape) const {
+    return all_finite(x) ? norm.primal(host_, x, shape) : kNaN;
 }
 
-double SmoothnessAnalyzer::dual(const std::vector<double>& x, const ParameterBlock& block) const {
-    return all_finite(x) ? norm_->dual(host_, x, block.shape) : kNaN;
+double SmoothnessAnalyzer::dual(const Norm& norm, const std::vector<double>& x,
+                                const Shape& shape) const {
+    return all_finite(x) ? norm.dual(host_, x, shape) : kNaN;
 }
 
 void SmoothnessAnalyzer::before(const ParameterBuffer& weights, const ParameterBuffer& gradients) {
-    for (size_t i = 0; i < blocks_.size(); ++i) {
-        weights_[i] = to_host(backend_, weights[blocks_[i]]);
-        gradients_[i] = to_host(backend_, gradients[blocks_[i]]);
-    }
+    weights_ = to_host(weights);
+    first_gradients_ = to_host(gradients);
 }
 
 void SmoothnessAnalyzer::after(const ParameterBuffer& weights, const ParameterBuffer& gradients) {
-    sample_.layers.clear();
-    for (size_t i = 0; i < blocks_.size(); ++i) {
-        const ParameterBlock& block = blocks_[i];
-        const std::vector<double> step = change(block, weights[block], weights_[i]);
-        const std::vector<double> turn = change(block, gradients[block], gradients_[i]);
-        sample_.layers.push_back({block.name, primal(step, block), dual(turn, block), 0.0});
-        gradients_[i] = to_host(backend_, gradients[block]);
+    const Values now = to_host(weights);
+    gradients_ = to_host(gradients);
+    sample_ = {};
+    for (const ParameterBlock& block : matrices_) {
+        sample_.layers.push_back(
+            {block.name, primal(*norm_, of_block(block, now, &weights_), block.shape),
+             dual(*norm_, of_block(block, gradients_, &first_gradients_), block.shape), 0.0});
+    }
+    for (const auto& [block, norm, radius] : blocks_) {
+        const double moved = primal(*norm, of_block(block, now, &weights_), block.shape);
+        const double turned =
+            dual(*norm, of_block(block, gradients_, &first_gradients_), block.shape);
+        sample_.blocks.push_back({block.name, moved / radius,
+                                  radius * dual(*norm, of_block(block, gradients_), block.shape),
+                                  radius * turned, 0.0});
     }
 }
 
 SmoothnessSample SmoothnessAnalyzer::other_batch(const ParameterBuffer& gradients) {
-    assert(sample_.layers.size() == blocks_.size() && "after() comes first");
+    assert(sample_.layers.size() == matrices_.size() && "after() comes first");
+    const Values other = to_host(gradients);
+    for (size_t i = 0; i < matrices_.size(); ++i) {
+        const ParameterBlock& block = matrices_[i];
+        sample_.layers[i].noise_change =
+            dual(*norm_, of_block(block, other, &gradients_), block.shape);
+    }
     for (size_t i = 0; i < blocks_.size(); ++i) {
-        const std::vector<double> noise = change(blocks_[i], gradients[blocks_[i]], gradients_[i]);
-        sample_.layers[i].noise_change = dual(noise, blocks_[i]);
+        const auto& [block, norm, radius] = blocks_[i];
+        sample_.blocks[i].other_change =
+            radius * dual(*norm, of_block(block, other, &first_gradients_), block.shape);
     }
     return sample_;
 }

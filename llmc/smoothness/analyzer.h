@@ -24,22 +24,32 @@ struct SmoothnessSample {
         double weight_change, gradient_change, noise_change;  // norms, not quotients
     };
     std::vector<Layer> layers;
+    // Every block in the norm of its own group (BlockNorm): what (L0, L1)-smoothness, K = L0 + L1
+    // ||grad f(x)||_*, is fitted to (arXiv 2505.13416).
+    struct Block {
+        std::string name;
+        double weight_change;
+        double gradient;         // ||grad f(x'; xi)||_*
+        double gradient_change;  // of the same batch
+        double other_change;  // ||grad f(x'; xi') - grad f(x; xi)||_*: as published, batches differ
+    };
+    std::vector<Block> blocks;
 
     double weight_change() const;    // the largest
     double gradient_change() const;  // the sum
     double noise_change() const;     // the sum
-    // Whether the weights moved at all (1e-12 or more): else there is no quotient. A norm is NaN where
-    // a value is not finite.
+    // Whether the weights moved at all (1e-12 or more): else there is no quotient. A norm is NaN
+    // where a value is not finite.
     bool moved() const { return weight_change() >= 1e-12; }
 };
 
 class SmoothnessAnalyzer {
   public:
-    // Measures every matrix of the list (fused q, k, v as one; gains are left out) by `norm`. The
-    // buffers live on `backend`; norms are computed in fp64 on `host`, which may be the same one.
-    // Takes host memory for two copies of the parameters.
+    // Measures every matrix of the list (fused q, k, v as one; gains are left out) by `norm`, and
+    // each of `blocks` by its own. The buffers live on `backend`; norms are computed in fp64 on
+    // `host`, which may be the same one. Takes host memory for three copies of the parameters.
     SmoothnessAnalyzer(Backend& backend, Backend& host, std::unique_ptr<Norm> norm,
-                       const ParameterList& parameters);
+                       const ParameterList& parameters, std::vector<BlockNorm> blocks = {});
 
     // Before an update: the weights, and their gradient over a batch. Waits.
     void before(const ParameterBuffer& weights, const ParameterBuffer& gradients);
@@ -49,16 +59,18 @@ class SmoothnessAnalyzer {
     SmoothnessSample other_batch(const ParameterBuffer& gradients);
 
   private:
-    std::vector<double> change(const ParameterBlock& block, const Tensor& now,
-                               const std::vector<double>& then) const;
-    double primal(const std::vector<double>& x, const ParameterBlock& block) const;
-    double dual(const std::vector<double>& x, const ParameterBlock& block) const;
+    using Values = std::vector<std::vector<double>>;  // of each parameter
+
+    Values to_host(const ParameterBuffer& buffer) const;
+    double primal(const Norm& norm, const std::vector<double>& x, const Shape& shape) const;
+    double dual(const Norm& norm, const std::vector<double>& x, const Shape& shape) const;
 
     Backend& backend_;
     Backend& host_;
     std::unique_ptr<Norm> norm_;
-    std::vector<ParameterBlock> blocks_;
-    std::vector<std::vector<double>> weights_, gradients_;  // of each block
+    std::vector<ParameterBlock> matrices_;
+    std::vector<BlockNorm> blocks_;
+    Values weights_, first_gradients_, gradients_;  // gradients_: at the new weights
     SmoothnessSample sample_;
 };
 

@@ -91,7 +91,12 @@ std::optional<SmoothnessFit> fit_with(const std::vector<SmoothnessPoint>& points
     }
     const auto solution = least_squares(columns, ratios);
     if (!solution) return std::nullopt;
-    SmoothnessFit fit{(*solution)[0], (*solution)[1], (*solution)[2], rho, 0.0, 0.0,
+    SmoothnessFit fit{(*solution)[0],
+                      (*solution)[1],
+                      (*solution)[2],
+                      rho,
+                      0.0,
+                      0.0,
                       static_cast<int64_t>(points.size())};
     double mean = 0.0, residual = 0.0, total = 0.0, above = 0.0;
     for (double ratio : ratios) mean += ratio / static_cast<double>(ratios.size());
@@ -129,8 +134,8 @@ SmoothnessFit fit_smoothness(const std::vector<SmoothnessPoint>& points,
     constexpr double kLowest = 1.05, kHighest = 50.0;
     std::optional<SmoothnessFit> best;
     for (int i = 0; i < (options.rho ? 1 : kTried); ++i) {
-        const double rho =
-            options.rho.value_or(kLowest + (kHighest - kLowest) * static_cast<double>(i) / (kTried - 1));
+        const double rho = options.rho.value_or(
+            kLowest + (kHighest - kLowest) * static_cast<double>(i) / (kTried - 1));
         const auto fit = fit_with(chosen, rho);
         if (fit && (!best || fit->r2 > best->r2)) best = fit;
     }

@@ -37,4 +37,18 @@ struct SmoothnessFit {
 SmoothnessFit fit_smoothness(const std::vector<SmoothnessPoint>& points,
                              const SmoothnessFitOptions& options);
 
+// (L0, L1)-smoothness of a block: K = L0 + L1 d, with d the dual norm of its gradient (arXiv
+// 2505.13416, Assumption 1).
+struct LayerPoint {
+    double dual, ratio;  // d and K there
+};
+struct LayerFit {
+    double L0, L1;
+    double share_above;  // of the points: those above the line
+};
+
+// Minimises sum (L0 + L1 d - K)^2 + 5 sum max(0, K - (L0 + L1 d))^2 over L0, L1 >= 0, as the
+// published estimates do (algorithms.md 7). Throws Error for fewer than 2 points.
+LayerFit fit_layer(const std::vector<LayerPoint>& points);
+
 }  // namespace lmo

@@ -14,7 +14,7 @@ namespace lmo {
 namespace {
 
 constexpr double kRate = 1e-4;  // weights stay as large as they are
-constexpr double kClip = 1.0, kWeightDecay = 0.1;
+constexpr double kClip = 0.0, kWeightDecay = 0.1;
 
 // An extent from 1 to kLargestExtent; 0: not one.
 constexpr int64_t kLargestExtent = 1 << 20;

@@ -50,11 +50,13 @@ void add_line(Measurements& all, const Json& line) {
     }
 }
 
-Measurements read_measurements(const std::string& folder) {
+// add(line) for each measurement that the run wrote.
+template <typename Add>
+void for_each_measurement(const std::string& folder, Add add) {
     const std::string path = folder + "/metrics.jsonl";
     const std::string text = read_file(path);
-    Measurements all;
     int64_t number = 1;
+    bool any = false;
     for (size_t begin = 0; begin < text.size(); ++number) {
         const size_t end = text.find('\n', begin);
         if (end == std::string::npos) break;  // the run may be writing it just now
@@ -62,14 +64,27 @@ Measurements read_measurements(const std::string& folder) {
         const Json line = parse_config(text.substr(begin, end - begin), where);
         begin = end + 1;
         try {
-            if (line.at("type") == "smoothness") add_line(all, line);
+            if (line.at("type") != "smoothness") continue;
+            add(line);
+            any = true;
         } catch (const nlohmann::json::exception& error) {
             throw Error(where + ": not a line of metrics (" + error.what() + ")");
         }
     }
+    if (!any) {
+        throw Error(path +
+                    ": holds no measurement of the smoothness; train with --set "
+                    "smoothness.every=K (K updates between two measurements)");
+    }
+}
+
+Measurements read_measurements(const std::string& folder) {
+    Measurements all;
+    for_each_measurement(folder, [&](const Json& line) { add_line(all, line); });
     if (all.series.empty()) {
-        throw Error(path + ": holds no measurement of the smoothness; train with --set "
-                           "smoothness.every=K (K updates between two measurements)");
+        throw Error(folder +
+                    "/metrics.jsonl: in no measurement of the smoothness did the weights "
+                    "move by finite changes");
     }
     return all;
 }
@@ -99,8 +114,8 @@ Json report_of(const Measurements::Series& series, const SmoothnessFitOptions& o
 }
 
 void print_table(const Json& report) {
-    std::printf("%-44s %10s %10s %10s %10s %10s %6s %6s\n", "matrix", "median K", "noise", "K0", "K1",
-                "K_rho", "rho", "R^2");
+    std::printf("%-44s %10s %10s %10s %10s %10s %6s %6s\n", "matrix", "median K", "noise", "K0",
+                "K1", "K_rho", "rho", "R^2");
     for (const Json& row : report["fits"]) {
         std::string name = row["name"];
         if (name.size() > 44) name = "..." + name.substr(name.size() - 41);
@@ -120,9 +135,74 @@ void print_table(const Json& report) {
     }
 }
 
+// ---- L0 and L1 of every block -------------------------------------------------------------------
+
+struct BlockSeries {
+    std::string name;
+    std::vector<LayerPoint> same, other;  // by the same batch, and by another one
+};
+
+std::vector<BlockSeries> read_blocks(const SmoothnessOptions& options) {
+    std::vector<BlockSeries> all;
+    for_each_measurement(options.run, [&](const Json& line) {
+        const auto step = line.at("step").get<int64_t>();
+        if (step < options.first_step || step > options.last_step) return;
+        for (const auto& [name, block] : line.at("blocks").items()) {
+            const Json& moved = block.at("weight_change");
+            const Json &change = block.at("gradient_change"), &other = block.at("other_change");
+            if (moved.is_null() || change.is_null() || other.is_null()) continue;  // not finite
+            if (moved.get<double>() < 1e-12) continue;
+            auto series =
+                std::find_if(all.begin(), all.end(), [&](const auto& s) { return s.name == name; });
+            if (series == all.end()) series = all.insert(all.end(), BlockSeries{name, {}, {}});
+            const auto dual = block.at("gradient").get<double>();
+            series->same.push_back({dual, change.get<double>() / moved.get<double>()});
+            series->other.push_back({dual, other.get<double>() / moved.get<double>()});
+        }
+    });
+    return all;
+}
+
+void report_layers(const SmoothnessOptions& options) {
+    Json report = {{"run", options.run}, {"layers", Json::object()}};
+    for (const BlockSeries& series : read_blocks(options)) {
+        try {
+            const LayerFit same = fit_layer(series.same), other = fit_layer(series.other);
+            report["layers"][series.name] = {{"L0", same.L0},
+                                             {"L1", same.L1},
+                                             {"L0_other", other.L0},
+                                             {"L1_other", other.L1},
+                                             {"points", series.same.size()}};
+        } catch (const Error& error) {
+            throw Error(options.run + ": " + series.name + ": " + error.what());
+        }
+    }
+    if (report["layers"].empty()) {
+        throw Error(options.run + "/metrics.jsonl: no measurement of blocks in this window");
+    }
+    if (!options.out.empty()) write_file_atomically(options.out, report.dump(2) + "\n");
+    if (options.json) {
+        std::printf("%s\n", report.dump().c_str());
+        return;
+    }
+    std::printf("%-40s %6s  %10s %10s  %10s %10s\n", "", "", "same batch", "", "another", "");
+    std::printf("%-40s %6s  %10s %10s  %10s %10s\n", "block", "points", "L0", "L1", "L0", "L1");
+    for (const auto& [name, fit] : report["layers"].items()) {
+        const std::string shown = name.size() > 40 ? "..." + name.substr(name.size() - 37) : name;
+        std::printf("%-40s %6lld  %10.4g %10.4g  %10.4g %10.4g\n", shown.c_str(),
+                    static_cast<long long>(fit["points"].get<int64_t>()), fit["L0"].get<double>(),
+                    fit["L1"].get<double>(), fit["L0_other"].get<double>(),
+                    fit["L1_other"].get<double>());
+    }
+}
+
 }  // namespace
 
 void run_smoothness(const SmoothnessOptions& options) {
+    if (options.layers) {
+        report_layers(options);
+        return flush_output();
+    }
     const Measurements all = read_measurements(options.run);
     SmoothnessFitOptions fit;
     fit.rho = options.rho;
@@ -160,8 +240,9 @@ ScheduleConfig with_measured_gap(const Config& config) {
         }
         const Json& star = report.at("fits").at(0).at("delta_star");
         if (star.is_null()) {
-            throw UsageError(where + ": delta / K(delta) of this fit has no peak (K0 or K_rho is not "
-                                     "positive): fit another window, or give delta_star a number");
+            throw UsageError(where +
+                             ": delta / K(delta) of this fit has no peak (K0 or K_rho is not "
+                             "positive): fit another window, or give delta_star a number");
         }
         schedule.warmup.delta_star = star.get<double>();
     } catch (const nlohmann::json::exception& error) {

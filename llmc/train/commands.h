@@ -36,6 +36,7 @@ struct SmoothnessOptions {
     std::string run, out;             // run folder; JSON file to write, may be empty
     std::optional<double> rho = 2.0;  // none: searched
     int64_t first_step = 0, last_step = std::numeric_limits<int64_t>::max();
+    bool layers = false;  // L0 and L1 of every block instead
     bool json = false;
 };
 void run_smoothness(const SmoothnessOptions& options);

@@ -14,7 +14,8 @@ void Trainer::prepare_smoothness() {
     if (!backend_.has_fp64()) norm_backend_ = make_cpu_backend(config_.run.threads);
     analyzer_ = std::make_unique<SmoothnessAnalyzer>(
         backend_, norm_backend_ ? *norm_backend_ : backend_,
-        matrix_norm(config_.optimizer, parameters_), parameters_);
+        matrix_norm(config_.optimizer, parameters_), parameters_,
+        block_norms(config_.optimizer, parameters_));
 }
 
 // Whether update `step`, counted from 0, is measured.
@@ -56,6 +57,12 @@ void Trainer::record_smoothness(int64_t update, double loss) {
         line["layers"][layer.name] = {{"weight_change", layer.weight_change},
                                       {"gradient_change", layer.gradient_change},
                                       {"noise_change", layer.noise_change}};
+    }
+    for (const SmoothnessSample::Block& block : sample.blocks) {
+        line["blocks"][block.name] = {{"weight_change", block.weight_change},
+                                      {"gradient", block.gradient},
+                                      {"gradient_change", block.gradient_change},
+                                      {"other_change", block.other_change}};
     }
     metrics_->write(line);
 }
