@@ -25,6 +25,7 @@ import sys
 import threading
 import time
 
+from run_folder import clock
 from sweeps import report
 from sweeps.plan import SweepError, command_line_sweep, plan_runs, read_sweep
 
@@ -94,7 +95,7 @@ class Runner:
         result = report.read_run(self.folder / run.name)
         text = f'{result["val_loss"]:.4f}' if status == 0 else report.last_words(self.folder / f'{run.name}.log')
         left = seconds / max(1, todo - (total - done)) * (total - done)
-        print(f'{done:4d}/{total}  {run.name:<40s} {text}   {report.clock(left)} left', flush=True)
+        print(f'{done:4d}/{total}  {run.name:<40s} {text}   {clock(left)} left', flush=True)
 
 
 def find_program(given):

@@ -4,9 +4,8 @@ import math
 import re
 import statistics
 
-from plot_run import PlotError, save_figure, style
+from plot_run import RUN_COLORS, PlotError, save_figure, style
 from sweeps.plan import SweepError
-from sweeps.report import COLORS
 
 STEPS = 'schedule.warmup.steps'
 STAR = 'schedule.warmup.delta_star'
@@ -214,12 +213,13 @@ def draw_warmups(pyplot, results, path):
     figure, axes = axes_of(pyplot, warmups.cases())
     for case, axis in axes:
         lengths = sorted({row['point'][STEPS] for row in warmups.of(case, 'cosine')})
-        points(axis, lengths, [warmups.of(case, 'cosine', **{STEPS: length}) for length in lengths], COLORS[0],
+        points(axis, lengths, [warmups.of(case, 'cosine', **{STEPS: length}) for length in lengths], RUN_COLORS[0],
                'half-cosine')
-        for color, (variant, label) in zip(COLORS[1:], (('adaptive', 'adaptive'), ('published', 'as published'),
+        for color, (variant, label) in zip(RUN_COLORS[1:], (('adaptive', 'adaptive'), ('published', 'as published'),
                                                         ('gap', 'decay by the gap'))):
             band(axis, warmups.of(case, variant), color, label)
-        band(axis, Rows(results['stages']['settings']).of(case, 'unweighted, div 5'), COLORS[4], 'unweighted, div 5')
+        band(axis, Rows(results['stages']['settings']).of(case, 'unweighted, div 5'), RUN_COLORS[4],
+             'unweighted, div 5')
         axis.set_xscale('log')
         axis.set_xlabel('updates of the warm-up (of 600)')
     axes[0][1].set_ylabel('final validation loss')
@@ -234,7 +234,7 @@ def draw_traces(pyplot, results, path):
                                    constrained_layout=True)
     for column, case in enumerate(cases):
         start = case.replace(', ', '_').replace(' ', '_')
-        for color, (key, label) in zip(COLORS, ((f'warmups/{start}_cosine-seed0-steps40', 'half-cosine, 40'),
+        for color, (key, label) in zip(RUN_COLORS, ((f'warmups/{start}_cosine-seed0-steps40', 'half-cosine, 40'),
                                                 (f'warmups/{start}_adaptive-seed0', 'adaptive'),
                                                 (f'warmups/{start}_published-seed0', 'as published'),
                                                 (f'warmups/{start}_gap-seed0', 'decay by the gap'),
@@ -261,10 +261,10 @@ def draw_delta_star(pyplot, results, path):
     figure, axes = axes_of(pyplot, by_hand.cases())
     for case, axis in axes:
         stars = sorted({row['point'][STAR] for row in by_hand.of(case)})
-        points(axis, stars, [by_hand.of(case, **{STAR: star}) for star in stars], COLORS[0], 'by hand')
+        points(axis, stars, [by_hand.of(case, **{STAR: star}) for star in stars], RUN_COLORS[0], 'by hand')
         for color, stage, variant, label in (
-                (COLORS[1], warmups, 'adaptive', 'exact'),
-                (COLORS[4], Rows(results['stages']['settings']), 'unweighted, div 100', 'unweighted')):
+                (RUN_COLORS[1], warmups, 'adaptive', 'exact'),
+                (RUN_COLORS[4], Rows(results['stages']['settings']), 'unweighted, div 100', 'unweighted')):
             rows = stage.of(case, variant)
             points(axis, [statistics.fmean(row['delta_star'] for row in rows)], [rows], color, label)
         best = best_manual(warmups, case)
@@ -281,11 +281,12 @@ def draw_target(pyplot, results, path):
     figure, axes = axes_of(pyplot, stage.cases())
     for case, axis in axes:
         targets = sorted({row['point'][TARGET] for row in stage.of(case, 'ours')})
-        points(axis, targets, [stage.of(case, 'ours', **{TARGET: target}) for target in targets], COLORS[0], 'adaptive')
+        points(axis, targets, [stage.of(case, 'ours', **{TARGET: target}) for target in targets], RUN_COLORS[0],
+               'adaptive')
         best = best_manual(warmups, case)
         reached = mean(warmups.of(case, 'cosine', **{STEPS: best}))
         axis.axhline(reached, color='#555555', linestyle=':', label='best half-cosine')
-        axis.axvline(reached, color=COLORS[1], linewidth=1, linestyle='--', label='target = what it reaches')
+        axis.axvline(reached, color=RUN_COLORS[1], linewidth=1, linestyle='--', label='target = what it reaches')
         axis.set_xlabel('target loss')
     axes[0][1].set_ylabel('final validation loss')
     axes[0][1].legend(fontsize=7)

@@ -3,33 +3,19 @@ import dataclasses
 import json
 import statistics
 
-from plot_run import PlotError, save_figure, style
+from plot_run import RUN_COLORS, PlotError, save_figure, style
+from run_folder import RunError, parse_metrics
 from .plan import SweepError
-
-COLORS = ['#4c78a8', '#e4572e', '#54a24b', '#9467bd', '#c79a00', '#17a2b8', '#8c564b', '#e377c2']
-
-
-def clock(seconds):
-    seconds = round(seconds)
-    hours, minutes = divmod(seconds // 60, 60)
-    return f'{hours}:{minutes:02d}:{seconds % 60:02d}' if hours else f'{minutes}:{seconds % 60:02d}'
-
 
 def read_metrics(folder):
     """The lines of a run; none where it has not begun."""
     path = folder / 'metrics.jsonl'
     try:
-        text = path.read_text(encoding='utf-8')
+        return parse_metrics(path.read_text(encoding='utf-8'), path)
     except FileNotFoundError:
         return []
-    lines = []
-    for number, line in enumerate(text.splitlines(), 1):
-        try:
-            lines.append(json.loads(line))
-        except ValueError:
-            if number < text.count('\n') + 1:  # not the one being written
-                raise SweepError(f'{path}: line {number}: not a metrics line', 1) from None
-    return lines
+    except RunError as error:
+        raise SweepError(str(error), 1) from None
 
 
 def is_finished(folder):
@@ -190,7 +176,7 @@ def draw_losses(pyplot, groups, x, path):
             if group.case == case and group.losses:
                 curves.setdefault((x in group.point, curve_key(group, x)), []).append(group)
         marks = all(isinstance(g.point[x], (int, float)) for (has, _), gs in curves.items() if has for g in gs)
-        for color, ((has_x, name), members) in zip(COLORS * 9, sorted(curves.items(), key=lambda c: not c[0][0])):
+        for color, ((has_x, name), members) in zip(RUN_COLORS * 9, sorted(curves.items(), key=lambda c: not c[0][0])):
             means = [group.mean for group in members]
             if has_x:
                 at = [group.point[x] if marks else str(group.point[x]) for group in members]
@@ -215,7 +201,7 @@ def draw_rates(pyplot, groups, folder, path):
     """The learning rate of the first seed of each group."""
     figure, axes = panels(pyplot, groups)
     for case, axis in axes.items():
-        for color, group in zip(COLORS * 9, [group for group in groups if group.case == case]):
+        for color, group in zip(RUN_COLORS * 9, [group for group in groups if group.case == case]):
             train = [line for line in read_metrics(folder / group.rows[0]['name']) if line['type'] == 'train']
             axis.plot([line['step'] for line in train], [line['lr'] for line in train], color=color, linewidth=1.1,
                       label=' '.join(filter(None, [group.variant, shown(group.point)])) or 'run')

@@ -18,15 +18,18 @@ SCRIPT = pathlib.Path(__file__).resolve().parents[2] / "scripts" / "plot_run.py"
 HAVE_MATPLOTLIB = importlib.util.find_spec("matplotlib") is not None
 
 TRAIN = [{"type": "train", "step": step, "tokens": 64 * (step + 1), "loss": 10.0 / (step + 1),
-          "lr": 1e-3 * (step + 1), "phase": phase, "grad_norm": 1.0}
+          "lr": 1e-3 * (step + 1), "phase": phase, "grad_norm": 1.0,
+          "delta": 7.0 / (step + 1), "tokens_per_s": 64.0, "step_ms": 1000.0}
          for step, phase in enumerate(["warmup", "warmup", "constant", "decay", "decay"])]
 VAL = [{"type": "val", "step": 5, "loss": 2.5, "tokens": 320}]
 MARKS = [{"type": "nonfinite", "step": 2, "what": "loss", "value": "nan", "tensor": None},
          {"type": "spike", "step": 3, "loss": 9.5, "expected": 3.0, "tensor": "x", "ratio": 2.0}]
-OTHERS = [{"type": "schedule", "kappa": 3.0}, {"type": "summary", "steps": 5, "val_loss": 2.5}]
+OTHERS = [{"type": "schedule", "step": 0, "kappa": 3.0, "delta_star": 2.5}, {"type": "summary", "steps": 5, "val_loss": 2.5}]
 
 
 def load_script():
+    if str(SCRIPT.parent) not in sys.path:
+        sys.path.insert(0, str(SCRIPT.parent))  # as where a script is started
     spec = importlib.util.spec_from_file_location("plot_run", SCRIPT)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -101,19 +104,38 @@ class PlotRun(unittest.TestCase):
         run = load_script().Run(self.make_run("a", TRAIN + VAL, config, tail='{"type": "tra'))
         self.assertEqual(run.name, "tiny")
         self.assertEqual(run.target, 3.25)
-        self.assertEqual([point[0] for point in run.train], [0, 1, 2, 3, 4])
-        self.assertEqual(run.train[1], (1, 5.0, 2e-3, "warmup"))
-        self.assertEqual(run.val, [(5, 2.5)])
+        self.assertEqual(run.curve("loss"), ([0, 1, 2, 3, 4], [10.0 / step for step in range(1, 6)]))
+        self.assertEqual(run.curve("lr")[1][1], 2e-3)
+        self.assertEqual([(line["step"], line["loss"]) for line in run.val], [(5, 2.5)])
         self.assertEqual(run.phases(), [["warmup", 0, 2], ["constant", 2, 3], ["decay", 3, 5]])
 
     def test_what_went_wrong_is_marked(self):
         run = load_script().Run(self.make_run("a", TRAIN[:2] + MARKS[:1] + TRAIN[3:] + MARKS[1:]))
-        self.assertEqual(run.left_out, [2])
-        self.assertEqual(run.spikes, [(3, 9.5)])
+        self.assertEqual([line["step"] for line in run.left_out], [2])
         axes = mock.Mock()
         load_script().draw_loss(axes, run, "red", True)
         self.assertEqual([call.args[0] for call in axes.axvline.call_args_list], [2])
-        self.assertIn(((3,), (9.5,)), [call.args for call in axes.plot.call_args_list])
+        self.assertIn(([3], [9.5]), [call.args for call in axes.plot.call_args_list])
+
+    @unittest.skipUnless(HAVE_MATPLOTLIB, "python3-matplotlib is not installed")
+    def test_panels_are_those_that_have_something_to_show(self):
+        script = load_script()
+        pyplot = script.load_pyplot()
+        adaptive = script.Run(self.make_run("a", OTHERS[:1] + TRAIN, {"optimizer": {"clip_norm": 0.5}}))
+        old = [{key: line[key] for key in ("type", "step", "loss", "lr", "phase")} for line in TRAIN]
+        plain = script.Run(self.make_run("b", old))
+        for runs, keys in (([adaptive], ["loss", "lr", "delta", "grad_norm", "tokens_per_s"]),
+                           ([plain], ["loss", "lr"]),
+                           ([plain, adaptive], ["loss", "lr", "delta", "grad_norm", "tokens_per_s"])):
+            figure, axes = script.make_axes(pyplot, runs)
+            self.assertEqual(list(axes), keys)
+            for key, panel in axes.items():
+                script.PANELS[key].draw(panel, runs)
+            if runs == [adaptive]:
+                at = [list(line.get_ydata()) for line in axes["delta"].lines]
+                self.assertEqual(at, [[7.0 / step for step in range(1, 6)], [2.5, 2.5]])
+                self.assertEqual(list(axes["grad_norm"].lines[1].get_ydata()), [0.5, 0.5])
+            pyplot.close(figure)
 
     def test_a_run_without_adaptive_warmup_has_no_target(self):
         for index, config in enumerate([None, {}, {"schedule": {"warmup": {"type": "none"}}},
