@@ -28,8 +28,9 @@ bool belongs_before(const json& line, int64_t resume_step) {
     if (type == "summary") return false;
     const auto step = line.find("step");
     if (step == line.end() || !step->is_number_integer()) return true;  // "schedule"
-    // A "train" line describes update `step`; a "val" line the weights after `step` updates.
-    return type == "val" ? step->get<int64_t>() <= resume_step : step->get<int64_t>() < resume_step;
+    // A "train" line describes update `step`; "val" and "sample" the weights after `step` updates.
+    const bool of_weights = type == "val" || type == "sample";
+    return step->get<int64_t>() < resume_step + (of_weights ? 1 : 0);
 }
 
 void drop_lines_from(const std::string& path, int64_t resume_step) {

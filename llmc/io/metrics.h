@@ -11,8 +11,8 @@ namespace lmo {
 class MetricsLog {
   public:
     // Appends to run_dir/metrics.jsonl. Of an existing file, lines that belong to updates from
-    // `resume_step` on are dropped first (lines with step >= it, "val" lines with step > it, any
-    // "summary"; a torn last line too): the log reads as if the run had never been
+    // `resume_step` on are dropped first (lines with step >= it, "val" and "sample" with step > it,
+    // any "summary"; a torn last line too): the log reads as if the run had never been
     // interrupted. A run that starts from 0 begins an empty log.
     MetricsLog(const std::string& run_dir, int64_t resume_step, bool tensorboard);
     ~MetricsLog();  // says how many lines were never written

@@ -352,7 +352,9 @@ void Trainer::sample() {
     sampling.seed = config_.run.seed;
     generate(backend_, model_, config_.model, weights_.compute(), ids, 200, sampling, batch_.tokens,
              [](int32_t) {});
-    console_.message("sample: " + tokenizer_->decode(ids) + "\n");
+    const std::string text = tokenizer_->decode(ids);
+    record({{"type", "sample"}, {"step", step_}, {"text", text}});
+    console_.message("sample: " + text + "\n");
 }
 
 void Trainer::log_summary() {

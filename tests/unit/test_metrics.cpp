@@ -93,12 +93,14 @@ TEST_F(Metrics, ResumeDropsWhatTheCheckpointDoesNotKnow) {
     const std::string smooth10 = "{\"type\":\"smoothness\",\"step\":10,\"delta\":2.5}\n";
     const std::string val11 = "{\"type\":\"val\",\"step\":11,\"loss\":2.25}\n";
     const std::string summary = "{\"type\":\"summary\",\"steps\":11}\n";
-    const std::string before = schedule + train8 + train9 + val10;
-    const std::string all = before + train10 + smooth10 + val11 + summary;
+    const std::string sample10 = "{\"type\":\"sample\",\"step\":10,\"text\":\"a\"}\n";
+    const std::string sample11 = "{\"type\":\"sample\",\"step\":11,\"text\":\"b\"}\n";
+    const std::string before = schedule + train8 + train9 + val10 + sample10;
+    const std::string all = before + train10 + smooth10 + val11 + sample11 + summary;
     EXPECT_EQ(resumed(all, 10), before);
     EXPECT_EQ(resumed(all, 9), schedule + train8);
-    EXPECT_EQ(resumed(all, 11), before + train10 + smooth10 + val11);
-    EXPECT_EQ(resumed(all, 100), before + train10 + smooth10 + val11);
+    EXPECT_EQ(resumed(all, 11), before + train10 + smooth10 + val11 + sample11);
+    EXPECT_EQ(resumed(all, 100), before + train10 + smooth10 + val11 + sample11);
     EXPECT_EQ(resumed(before, 10), before);  // nothing to drop
     EXPECT_EQ(resumed(all, 0), "");          // from the start
     EXPECT_EQ(resumed("", 10), "");
