@@ -63,6 +63,33 @@ def check_line(line):
         str(line["phase"])
 
 
+def read_metrics(path):
+    """The lines of a run that has begun."""
+    try:
+        with open(path, encoding="utf-8") as file:
+            lines = parse_metrics(file.read(), path)
+    except (OSError, UnicodeDecodeError) as error:
+        raise RunError(f"cannot read '{path}': {getattr(error, 'strerror', None) or error}; "
+                       "give the folder of a run (run.dir)") from None
+    if not any(line["type"] in ("train", "val") for line in lines):
+        raise RunError(f"'{path}' has no train or val lines yet")
+    return lines
+
+
+def read_config(path):
+    """None where there is no configuration."""
+    if not os.path.exists(path):
+        return None
+    try:
+        with open(path, encoding="utf-8") as file:
+            config = json.load(file)
+    except (OSError, ValueError) as error:
+        raise RunError(f"cannot read '{path}': {error}") from None
+    if not isinstance(config, dict):
+        raise RunError(f"cannot read '{path}': not an object")
+    return config
+
+
 def flattened(value, prefix=""):
     """{"a.b": value}; lists are values."""
     if not isinstance(value, dict) or not value:
@@ -76,8 +103,8 @@ class Run:
 
     def __init__(self, folder):
         self.folder = folder
-        self.lines = self._read_metrics(os.path.join(folder, "metrics.jsonl"))
-        self.config = self._read_config(os.path.join(folder, "run_config.json"))
+        self.lines = read_metrics(os.path.join(folder, "metrics.jsonl"))
+        self.config = read_config(os.path.join(folder, "run_config.json"))
         self.name = self.get("run.name") or os.path.basename(os.path.abspath(folder))
         self.target = self.get("schedule.warmup.target_loss")
         self.train, self.val = self.of_type("train"), self.of_type("val")
@@ -85,32 +112,6 @@ class Run:
 
     def of_type(self, kind):
         return [line for line in self.lines if line["type"] == kind]
-
-    @staticmethod
-    def _read_metrics(path):
-        try:
-            with open(path, encoding="utf-8") as file:
-                lines = parse_metrics(file.read(), path)
-        except (OSError, UnicodeDecodeError) as error:
-            raise RunError(f"cannot read '{path}': {getattr(error, 'strerror', None) or error}; "
-                           "give the folder of a run (run.dir)") from None
-        if not any(line["type"] in ("train", "val") for line in lines):
-            raise RunError(f"'{path}' has no train or val lines yet")
-        return lines
-
-    @staticmethod
-    def _read_config(path):
-        """None where there is no configuration."""
-        if not os.path.exists(path):
-            return None
-        try:
-            with open(path, encoding="utf-8") as file:
-                config = json.load(file)
-        except (OSError, ValueError) as error:
-            raise RunError(f"cannot read '{path}': {error}") from None
-        if not isinstance(config, dict):
-            raise RunError(f"cannot read '{path}': not an object")
-        return config
 
     def get(self, path, default=None):
         """A value of the configuration, such as get("run.steps")."""
