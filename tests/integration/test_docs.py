@@ -115,7 +115,9 @@ class DocsTest(CliTest):
             with self.subTest(command):
                 if any(re.search(pattern, command) for pattern, _ in NOT_RUN):
                     self.check_exists(command)
-                elif not command.startswith('mpirun') or shutil.which('mpirun'):
+                else:
+                    if command.startswith('mpirun') and not shutil.which('mpirun'):
+                        self.skipTest(f'{command}: no mpirun here')
                     result = self.run_command(command)
                     self.assertEqual(result.returncode, 0, f'{command}\n{result.stdout[-2000:]}{result.stderr[-2000:]}')
 

@@ -135,6 +135,17 @@ class RunScriptsTest(CliTest):
         self.assertIn('optimizer.lrr', self.launch('run_llama_1b.sh', '--set', 'optimizer.lrr=1', status=2).stderr)
         self.assertFalse((self.folder / 'run').exists())
 
+    def test_optimizer_bench(self):
+        script, program = ROOT / 'scripts/run_optimizer_bench.sh', self.fetcher('exit 3')
+        for arguments, variables, expected in (
+                ([], {}, 'configs/run/llama-124m-muon.json --compare'),
+                (['--json'], {'CONFIG': 'x.json'}, 'x.json --json')):
+            result = subprocess.run([script, *arguments], env=self.environment(TRAIN_GPT=program, **variables), text=True,
+                                    capture_output=True, check=False, timeout=60)
+            self.assertEqual((result.returncode, result.stdout), (3, ''))
+            self.assertIn(f'bench optimizer --config {expected}\n', result.stderr)
+            self.assertEqual((self.folder / 'asked').read_text().splitlines()[-1], f'bench optimizer --config {expected}')
+
     def test_the_1b_model(self):
         result = self.run_cli('plan', '--config', pathlib.Path(ROOT / 'configs/run/llama-1b-muon.json'), '--json',
                               '--peak', '1', '--device', 'cpu')
