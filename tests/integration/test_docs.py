@@ -31,7 +31,6 @@ SHRINK = [
     (r'train_gpt train', SMALL),
     (r'scripts/run_\w+\.sh', ['--plan']),                      # test_launch.py trains with them
     (r'scripts/sweep\.py', ['--list']),                        # test_sweep.py trains with it
-    (r'scripts/plot_objective\.py', ['--points', '3']),
 ]
 NOT_RUN = [
     (r'^make ', 'builds, installs packages, or runs these tests; the target must exist'),
@@ -39,6 +38,7 @@ NOT_RUN = [
     (r'check_hf\.py', 'needs torch and transformers'),
     (r'warmup_study\.py run', 'trains for hours'),
     (r'warmup_study\.py report', 'writes the page; test_study.py compares it with the results'),
+    (r'plot_objective\.py', 'test_objective.py draws with it'),
     (r'run_optimizer_bench\.sh', 'test_launch.py has it'),
 ]
 # Names that stand for something of the reader's.
