@@ -161,8 +161,7 @@ CLI::App* add_smoothness(CLI::App& app, SmoothnessCommand& smoothness) {
                         "JSON file to write: for schedule.warmup.fit, and for plots");
     command->add_flag("--layers", options.layers, "Fit L0 and L1 of every block (for step.fit)");
     command->add_flag("--json", options.json, "One JSON object");
-    command->footer(
-        "Example:\n  train_gpt smoothness --run runs/measured --last 200 --out fit.json");
+    command->footer("Example:\n  train_gpt smoothness --run runs/measured --out fit.json");
     return command;
 }
 

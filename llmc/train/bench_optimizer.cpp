@@ -14,7 +14,7 @@ namespace lmo {
 namespace {
 
 constexpr double kRate = 1e-4;  // weights stay as large as they are
-constexpr double kClip = 0.0, kWeightDecay = 0.1;
+constexpr double kWeightDecay = 0.1;
 
 // An extent from 1 to kLargestExtent; 0: not one.
 constexpr int64_t kLargestExtent = 1 << 20;
@@ -105,19 +105,16 @@ ParameterList matrix_parameters(const std::vector<MatrixBatch>& shapes) {
 
 OptimizerConfig preset_optimizer(const std::string& preset) {
     // A model has to be there; its sizes do not matter to the groups.
-    return config_from_json({{"model",
-                              {{"n_layer", 1},
-                               {"n_head", 1},
-                               {"d_model", 8},
-                               {"d_ff", 8},
-                               {"vocab_size", 8},
-                               {"seq_len", 8}}},
-                             {"optimizer",
-                              {{"preset", preset},
-                               {"lr", kRate},
-                               {"weight_decay", kWeightDecay},
-                               {"clip_norm", kClip}}}},
-                            "--preset", ConfigUse::schedule)
+    return config_from_json(
+               {{"model",
+                 {{"n_layer", 1},
+                  {"n_head", 1},
+                  {"d_model", 8},
+                  {"d_ff", 8},
+                  {"vocab_size", 8},
+                  {"seq_len", 8}}},
+                {"optimizer", {{"preset", preset}, {"lr", kRate}, {"weight_decay", kWeightDecay}}}},
+               "--preset", ConfigUse::schedule)
         .optimizer;
 }
 
