@@ -164,7 +164,8 @@ void adam_range(const AdamRange& r, int64_t begin, int64_t end) {
     }
 }
 
-// Not (1 - decay) * w: 1 - decay in float would round a small decay to a few digits.
+// Not (1 - decay) * w, here and below: 1 - decay in float would round a small decay to a few
+// digits.
 template <typename T, typename Copy>
 void apply_with_start(const ApplyRange& r, int64_t begin, int64_t end) {
     T* w = static_cast<T*>(r.w);

@@ -143,10 +143,8 @@ void CpuBackend::qk_clip(const QkClip& op) {
             return maxima[h] > op.limit ? op.limit / maxima[h] : 1.0;
         };
         const auto shrink = [&](const Tensor& weights, const Tensor& copy, int64_t h, double by) {
-            if (by == 1.0) return;
-            const size_t at = static_cast<size_t>(h * count);
-            T* w = weights.as<T>() + at;
-            scale(w, count, by);
+            T* w = weights.as<T>() + h * count;
+            if (by != 1.0) scale(w, count, by);
             if (copy.empty()) return;
             const Tensor part = copy.slice(h * count, {count});
             convert(copy.dtype, part.data, weights.dtype, w, count);

@@ -76,8 +76,8 @@ double CpuBackend::executed_flops(const NewtonSchulz& op) const {
     const int64_t rows = std::min(shape[0], shape[1]), columns = std::max(shape[0], shape[1]);
     double flops = 0.0;
     for (const NewtonSchulzStep& step : op.steps) {
-        flops += Blas::symmetric_flops(rows, columns) + 2.0 * static_cast<double>(rows * rows) *
-                                                            static_cast<double>(columns);
+        flops += Blas::symmetric_flops(rows, columns) +
+                 2.0 * static_cast<double>(rows * rows) * static_cast<double>(columns);
         if (step.c != 0.0) flops += Blas::symmetric_flops(rows, rows);
     }
     return flops * static_cast<double>(op.x.size());

@@ -21,6 +21,9 @@ void CpuBackend::momentum(const Momentum& op) {
     range.u_g = first ? op.u_m + op.u_g : op.u_g;
     range.m_m = first ? 0.0 : op.m_m;
     range.m_g = first ? op.m_m + op.m_g : op.m_g;
+    if (first) {
+        for (const Tensor& m : op.momentum) zero(m);  // whatever is there, it does not count
+    }
     parallel_lists(threads_, op.x, [&](size_t i, int64_t begin, int64_t end, int64_t) {
         MomentumRange r = range;
         r.type = op.x[i].dtype;

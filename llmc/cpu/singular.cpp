@@ -298,14 +298,14 @@ void CpuBackend::step_sizes(const StepSizes& op) {
     double* out = op.out.as<double>();
     double sum = 0.0;
     const auto dual = [&](size_t i) { return op.radius[i] * dot[i]; };
-    if (op.together) {
+    if (op.together && op.rule != StepRule::unit) {
         for (size_t i = 0; i < count; ++i) sum += dual(i);
     }
     for (size_t i = 0; i < count; ++i) {
         const double d = op.rule == StepRule::unit ? 0.0 : op.together ? sum : dual(i);
         double size = 1.0;
         if (op.rule == StepRule::dual) size = d;
-        if (op.rule == StepRule::clipped) size = std::min(op.limit, d);
+        if (op.rule == StepRule::clipped) size = d > op.limit ? op.limit : d;  // NaN stays
         if (op.rule == StepRule::gluon) size = d > 0.0 ? d / (op.l0[i] + op.l1[i] * d) : d * 0.0;
         if (!op.range.empty()) {
             const double error =

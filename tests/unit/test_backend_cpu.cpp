@@ -65,7 +65,8 @@ std::vector<float> results_of(const cpu::Kernels& kernels) {
     const cpu::ClassifierRows classifier{DType::f32,    logits.data(), targets.data(),
                                          losses.data(), columns,       1.0};
     kernels.classifier(classifier, 0, rows);
-    kernels.softmax(DType::f32, {rows, columns, 700, scores.data(), lse.data(), nullptr, 0});
+    kernels.softmax(DType::f32,
+                    {rows, columns, 700, scores.data(), lse.data(), nullptr, nullptr, 0});
     kernels.swiglu_forward({DType::f32, x.data(), nullptr, silu.data(), columns / 2}, 0, rows);
     kernels.rmsnorm_forward({DType::f32, DType::f32, x.data(), nullptr, x.data(), nullptr,
                              normed.data(), rstd.data(), columns, 1e-5},
