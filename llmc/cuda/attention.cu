@@ -29,7 +29,7 @@ struct ForwardArguments {
     AttentionHeads heads;
     const bf16* qkv;
     bf16* out;
-    float* lse;
+    float *lse, *row_max;  // row_max: or none
 };
 
 constexpr int kQueries = 128, kKeys = 64, kThreads = 2 * kQueries;
@@ -74,7 +74,8 @@ __device__ __forceinline__ void softmax_step(float (&s)[N][4], float (&top)[2], 
     }
 }
 
-template <int Size>
+// KeepMax: the largest score of each row goes to row_max.
+template <int Size, bool KeepMax>
 __global__ void __launch_bounds__(kThreads, kBlocks<Size>)
     attention_forward_kernel(const ForwardArguments p) {
     LMO_DYNAMIC_SHARED(bf16, shared);
@@ -132,14 +133,20 @@ __global__ void __launch_bounds__(kThreads, kBlocks<Size>)
         float* const lse = p.lse + heads.row(item.batch, item.head);
         if (row < T) lse[row] = fmaf(top[0], heads.scale, logf(sum[0]));
         if (row + 8 < T) lse[row + 8] = fmaf(top[1], heads.scale, logf(sum[1]));
+        if constexpr (KeepMax) {
+            float* const row_max = p.row_max + heads.row(item.batch, item.head);
+            if (row < T) row_max[row] = top[0] * heads.scale;
+            if (row + 8 < T) row_max[row + 8] = top[1] * heads.scale;
+        }
     }
 }
 
-template <int Size>
+template <int Size, bool KeepMax>
 void launch_forward(const ForwardArguments& p, cudaStream_t stream) {
     const AttentionHeads& heads = p.heads;
-    allow_shared("attention_forward_kernel", attention_forward_kernel<Size>, kSharedBytes<Size>);
-    launch(LMO_KERNEL(attention_forward_kernel<Size>),
+    allow_shared("attention_forward_kernel", attention_forward_kernel<Size, KeepMax>,
+                 kSharedBytes<Size>);
+    launch(LMO_KERNEL(attention_forward_kernel<Size, KeepMax>),
            attention_grid(heads.batch, heads.heads, div_up(heads.positions, kQueries)), kThreads,
            kSharedBytes<Size>, stream, p);
 }
@@ -153,12 +160,20 @@ void CudaBackend::attention_forward(const AttentionForward& op) {
     const int64_t rows = heads.batch * heads.positions * heads.heads;
     assert(op.out.dtype == op.qkv.dtype && op.out.count() == rows * heads.size);
     assert(op.lse.dtype == DType::f32 && op.lse.count() == rows);
+    assert(op.row_max.empty() ||
+           (op.row_max.dtype == DType::f32 && op.row_max.count() == rows));
     if (rows == 0) return;
     if (!attention_on_tensor_cores(op.qkv, heads, op.out.data)) {
         return general_attention_forward(op, heads, stream_);
     }
-    const ForwardArguments p{heads, op.qkv.as<bf16>(), op.out.as<bf16>(), op.lse.as<float>()};
-    heads.size <= 64 ? launch_forward<64>(p, stream_) : launch_forward<128>(p, stream_);
+    const ForwardArguments p{heads, op.qkv.as<bf16>(), op.out.as<bf16>(), op.lse.as<float>(),
+                             op.row_max.as<float>()};
+    const auto run = [&](auto keep_max) {
+        constexpr bool kKeepMax = decltype(keep_max)::value;
+        heads.size <= 64 ? launch_forward<64, kKeepMax>(p, stream_)
+                         : launch_forward<128, kKeepMax>(p, stream_);
+    };
+    op.row_max.empty() ? run(std::false_type()) : run(std::true_type());
 }
 
 }  // namespace lmo::cuda

@@ -11,7 +11,8 @@ namespace {
 
 using namespace general;
 
-template <typename T>
+// KeepMax: the largest score of each row goes to row_max.
+template <typename T, bool KeepMax>
 __global__ void __launch_bounds__(kThreads, 2) general_forward_kernel(const GeneralArguments<T> p) {
     LMO_DYNAMIC_SHARED(float, shared);
     float *const a_tile = shared, *const b_tile = shared + kArea, *const weights = b_tile + kArea;
@@ -58,7 +59,9 @@ __global__ void __launch_bounds__(kThreads, 2) general_forward_kernel(const Gene
         sum[i] = row_sum(sum[i]);
         inverse[i] = 1.0f / sum[i];
         if (x == 0 && item.column == 0 && row + i < positions) {
-            p.lse[heads.row(item.batch, item.head) + row + i] = top[i] + logf(sum[i]);
+            const int64_t at = heads.row(item.batch, item.head) + row + i;
+            p.lse[at] = top[i] + logf(sum[i]);
+            if constexpr (KeepMax) p.row_max[at] = top[i];
         }
     }
     const Rows<T> out{p.out + heads.output(item.batch, q0, item.head), heads.out_stride(),
@@ -77,7 +80,14 @@ void general_attention_forward(const AttentionForward& op, const AttentionHeads&
         p.qkv = op.qkv.as<T>();
         p.out = op.out.as<T>();
         p.lse = op.lse.as<float>();
-        launch_general(LMO_KERNEL(general_forward_kernel<T>), 3, heads.heads, parts, p, stream);
+        p.row_max = op.row_max.as<float>();
+        if (op.row_max.empty()) {
+            launch_general(LMO_KERNEL(general_forward_kernel<T, false>), 3, heads.heads, parts, p,
+                           stream);
+        } else {
+            launch_general(LMO_KERNEL(general_forward_kernel<T, true>), 3, heads.heads, parts, p,
+                           stream);
+        }
     });
 }
 

@@ -36,7 +36,7 @@ struct GeneralArguments {
     bool aligned;  // rows can be accessed four elements at a time
     const T *qkv = nullptr, *dout = nullptr;
     T *out = nullptr, *dqkv = nullptr;
-    float *lse = nullptr, *rows = nullptr;
+    float *lse = nullptr, *rows = nullptr, *row_max = nullptr;
 };
 
 // A matrix in memory: `rows` rows of `columns` elements, from one head.

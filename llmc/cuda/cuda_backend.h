@@ -59,18 +59,30 @@ class CudaBackend : public Backend {
     void classifier(const Classifier& op) override;
 
     size_t workspace_bytes(const SumOfSquares& op) const override;
+    size_t workspace_bytes(const DotProducts& op) const override;
     void sum(const Sum& op) override;
     void sum_of_squares(const SumOfSquares& op) override;
+    void dot_products(const DotProducts& op) override;
     void clip_factor(const ClipFactor& op) override;
 
     size_t workspace_bytes(const FrobeniusNormalize& op) const override;
     size_t workspace_bytes(const NewtonSchulz& op) const override;
+    size_t workspace_bytes(const RowMomentNormalize& op) const override;
+    size_t workspace_bytes(const SchattenDirection& op) const override;
+    size_t workspace_bytes(const SingularRange& op) const override;
     void momentum(const Momentum& op) override;
     void adam(const Adam& op) override;
     void sign(const Sign& op) override;
     void frobenius_normalize(const FrobeniusNormalize& op) override;
     void newton_schulz(const NewtonSchulz& op) override;
     double executed_flops(const NewtonSchulz& op) const override;
+    void line_normalize(const LineNormalize& op) override;
+    void row_moment_normalize(const RowMomentNormalize& op) override;
+    void schatten_direction(const SchattenDirection& op) override;
+    void singular_range(const SingularRange& op) override;
+    void step_sizes(const StepSizes& op) override;
+    void head_maxima(const HeadMaxima& op) override;
+    void qk_clip(const QkClip& op) override;
     void apply(const Apply& op) override;
 
   private:

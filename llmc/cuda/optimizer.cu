@@ -5,7 +5,8 @@
 //   adam      x, m, v read and written      24  Kingma & Ba 2015, algorithm 1 and section 2
 //   sign      x read and written             8
 //   frobenius x read, then both             12
-//   apply     w read and written, x read    12  (14 with a bf16 copy, 16 with an fp32 one)
+//   apply     w read and written, x read    12  (14 with a bf16 copy, 16 with an fp32 one;
+//                                               4 more where it reads starts)
 //
 // Scalars are fp64 and come from device memory; one thread of a block turns them into fp32
 // coefficients. The order of the operations on an element is the CPU backend's, with each fused
@@ -38,6 +39,25 @@ struct MomentumUpdate {
         const float g = c.factor * x, old = m;
         x = fmaf(c.u_m, old, c.u_g * g);
         m = fmaf(c.m_m, old, c.m_g * g);
+    }
+};
+
+// The same, but in the first update the old m counts as g.
+struct StartedMomentumUpdate {
+    using Lists = MomentumUpdate::Lists;
+    struct Coefficients {
+        MomentumUpdate::Coefficients terms;
+        bool first;
+    };
+    MomentumUpdate terms;
+    const double* step;
+
+    __device__ Coefficients coefficients(const NoScalars& none) const {
+        return {terms.coefficients(none), *step == 0};
+    }
+    __device__ static void update(const Coefficients& c, float& x, float& m) {
+        if (c.first) m = c.terms.factor * x;
+        MomentumUpdate::update(c.terms, x, m);
     }
 };
 
@@ -155,8 +175,75 @@ struct CopiedWeightUpdate : WeightUpdate {
     }
 };
 
-// ---- workspace of FrobeniusNormalize: the sums, then what SumOfSquares needs
-// ---------------------
+// ---- weights with more to it: sizes from the device, cautious decay, a pull to the start ---------
+
+struct SizedScalars {
+    double radius, decay;
+    const double* size;  // or none: 1
+    bool operator==(const SizedScalars&) const = default;
+};
+
+struct VariedCoefficients {
+    StepCoefficients terms;
+    float pull;
+    bool cautious;
+};
+
+__device__ __forceinline__ float new_weight(const VariedCoefficients& c, float w, float x) {
+    const float decay = c.cautious && !(x * w > 0.0f) ? 0.0f : c.terms.decay;
+    return new_weight(StepCoefficients{decay, c.terms.step}, w, x);
+}
+
+struct VariedWeightUpdate {
+    using Lists = TensorLists<SizedScalars, InOut<float>, In<float>>;  // w, x
+    using Coefficients = VariedCoefficients;
+    const double *rate, *step;
+    double lr_scale;
+    bool cautious;
+
+    __device__ Coefficients coefficients(const SizedScalars& s) const {
+        const double lr = lr_scale * *rate, size = s.size ? *s.size : 1.0;
+        const double pull = step ? 1.0 / (*step + 2.0) : 0.0;
+        return {{static_cast<float>(lr * s.decay), static_cast<float>(lr * s.radius * size)},
+                static_cast<float>(pull),
+                cautious};
+    }
+    __device__ static void update(const Coefficients& c, float& w, const float& x) {
+        w = new_weight(c, w, x);
+    }
+};
+
+struct PulledWeightUpdate : VariedWeightUpdate {
+    using Lists = TensorLists<SizedScalars, InOut<float>, In<float>, In<float>>;  // w, x, start
+
+    __device__ static void update(const Coefficients& c, float& w, const float& x,
+                                  const float& start) {
+        w = fmaf(c.pull, start - w, new_weight(c, w, x));
+    }
+};
+
+template <typename Copy>
+struct CopiedVariedUpdate : VariedWeightUpdate {
+    using Lists = TensorLists<SizedScalars, InOut<float>, In<float>, Out<Copy>>;
+
+    __device__ static void update(const Coefficients& c, float& w, const float& x, Copy& copy) {
+        VariedWeightUpdate::update(c, w, x);
+        copy = from_float<Copy>(w);
+    }
+};
+
+template <typename Copy>
+struct CopiedPulledUpdate : VariedWeightUpdate {
+    using Lists = TensorLists<SizedScalars, InOut<float>, In<float>, In<float>, Out<Copy>>;
+
+    __device__ static void update(const Coefficients& c, float& w, const float& x,
+                                  const float& start, Copy& copy) {
+        PulledWeightUpdate::update(c, w, x, start);
+        copy = from_float<Copy>(w);
+    }
+};
+
+// ---- workspace of FrobeniusNormalize: the sums, then what SumOfSquares needs --------------------
 
 int64_t sums_bytes(const FrobeniusNormalize& op) {
     return div_up<int64_t>(static_cast<int64_t>(op.x.size() * sizeof(double)), 256) * 256;
@@ -171,6 +258,44 @@ bool all_float(std::span<const Tensor> tensors) {
 bool same_counts(std::span<const Tensor> a, std::span<const Tensor> b) {
     return std::equal(a.begin(), a.end(), b.begin(), b.end(),
                       [](const Tensor& x, const Tensor& y) { return x.count() == y.count(); });
+}
+
+// Apply with sizes, cautious decay or starts.
+void apply_varied(const Apply& op, cudaStream_t stream) {
+    const int64_t count = static_cast<int64_t>(op.x.size());
+    assert(op.size.empty() || (op.size.dtype == DType::f64 && op.size.count() == count));
+    const bool pulled = !op.starts.empty();
+    assert(!pulled || (all_float(op.starts) && same_counts(op.weights, op.starts)));
+    assert(!pulled || op.step.dtype == DType::f64);
+    const VariedWeightUpdate update{op.rate.as<double>(),
+                                    pulled ? op.step.as<double>() : nullptr, op.lr_scale,
+                                    op.cautious};
+    const auto scalars = [&](size_t i) -> SizedScalars {
+        const double* size = op.size.empty() ? nullptr : op.size.as<double>() + i;
+        return {op.radius[i], op.decay[i], size};
+    };
+    const auto run = [&](auto type, const char* name, auto kernel, auto... lists) {
+        using Update = typename decltype(type)::type;
+        launch_update(name, kernel, stream, Update{update}, op.x.size(),
+                      [&](size_t i) -> typename Update::Lists::Entry {
+                          return {{op.weights[i].data, op.x[i].data, lists[i].data...},
+                                  op.x[i].count(),
+                                  scalars(i)};
+                      });
+    };
+    if (op.copies.empty()) {
+        pulled ? run(Type<PulledWeightUpdate>(), LMO_KERNEL(update_kernel<PulledWeightUpdate>),
+                     op.starts)
+               : run(Type<VariedWeightUpdate>(), LMO_KERNEL(update_kernel<VariedWeightUpdate>));
+        return;
+    }
+    for_compute_type(op.copies[0].dtype, [&](auto type) {
+        using Copy = typename decltype(type)::type;
+        pulled ? run(Type<CopiedPulledUpdate<Copy>>(),
+                     LMO_KERNEL(update_kernel<CopiedPulledUpdate<Copy>>), op.starts, op.copies)
+               : run(Type<CopiedVariedUpdate<Copy>>(),
+                     LMO_KERNEL(update_kernel<CopiedVariedUpdate<Copy>>), op.copies);
+    });
 }
 
 }  // namespace
@@ -188,10 +313,17 @@ void CudaBackend::momentum(const Momentum& op) {
         return;
     }
     const MomentumUpdate update{factor, op.u_m, op.u_g, op.m_m, op.m_g};
-    launch_update(LMO_KERNEL(update_kernel<MomentumUpdate>), stream_, update, op.x.size(),
-                  [&](size_t i) -> MomentumUpdate::Lists::Entry {
-                      return {{op.x[i].data, op.momentum[i].data}, op.x[i].count(), {}};
-                  });
+    const auto entry_of = [&](size_t i) -> MomentumUpdate::Lists::Entry {
+        return {{op.x[i].data, op.momentum[i].data}, op.x[i].count(), {}};
+    };
+    if (op.step.empty()) {
+        launch_update(LMO_KERNEL(update_kernel<MomentumUpdate>), stream_, update, op.x.size(),
+                      entry_of);
+    } else {
+        assert(op.step.dtype == DType::f64);
+        launch_update(LMO_KERNEL(update_kernel<StartedMomentumUpdate>), stream_,
+                      StartedMomentumUpdate{update, op.step.as<double>()}, op.x.size(), entry_of);
+    }
 }
 
 void CudaBackend::adam(const Adam& op) {
@@ -235,6 +367,8 @@ void CudaBackend::frobenius_normalize(const FrobeniusNormalize& op) {
 void CudaBackend::apply(const Apply& op) {
     assert(all_float(op.weights) && all_float(op.x) && same_counts(op.weights, op.x));
     assert(op.radius.size() == op.x.size() && op.decay.size() == op.x.size());
+    assert(op.copies.empty() || same_counts(op.weights, op.copies));
+    if (!op.size.empty() || op.cautious || !op.starts.empty()) return apply_varied(op, stream_);
     const WeightUpdate update{op.rate.as<double>(), op.lr_scale};
     if (op.copies.empty()) {
         launch_update(LMO_KERNEL(update_kernel<WeightUpdate>), stream_, update, op.x.size(),
@@ -245,7 +379,6 @@ void CudaBackend::apply(const Apply& op) {
                       });
         return;
     }
-    assert(same_counts(op.weights, op.copies));
     for_compute_type(op.copies[0].dtype, [&](auto type) {
         using Copy = typename decltype(type)::type;
         using Update = CopiedWeightUpdate<Copy>;

@@ -1,8 +1,7 @@
-// Sums in double, in an order that depends on the number of elements alone: not on the device, nor
-// on the alignment of the data.
+// Sums in double, in a fixed order (sums.cuh).
 //
-// SumOfSquares reads each element once (4 bytes). A block sums a chunk of one tensor and writes one
-// partial sum; then one block a tensor adds those. A square of a float is exact in double. An
+// SumOfSquares and DotProducts read each element once (4 bytes, 8 a pair). A block sums a chunk of
+// one tensor and writes one partial sum; then one block a tensor adds those. A square of a float is exact in double. An
 // element takes two operations of the fp64 units (conversion, multiply-add): far below the memory's
 // time on A100 and H100, about even with it on an RTX 4090 (2 such units a multiprocessor, 1.3 TB/s
 // of floats), and up to twice as long on its smaller relatives.
@@ -11,90 +10,72 @@
 // partial sums. One multiprocessor reads some 0.1 TB/s, so a checkpoint's look at all weights of a
 // large model takes fractions of a second.
 #include "llmc/cuda/cuda_backend.h"
+#include "llmc/cuda/sums.cuh"
 #include "llmc/cuda/tensor_table.cuh"
 
 namespace lmo::cuda {
 
 namespace {
 
-constexpr int kSquaresThreads = 256;
-constexpr int64_t kSquaresChunk = 16384;  // elements of a block
+constexpr int kPartThreads = 256;
+constexpr int64_t kPartChunk = 16384;  // elements of a block
 constexpr int kSumThreads = 1024;
-constexpr int kInFlight = 4;  // vectors that a thread has asked for at a time
 
 using SquaresTable = TensorTable<TableEntry<1, NoScalars>>;
+using PairsTable = TensorTable<TableEntry<2, NoScalars>>;
 
-__device__ __forceinline__ double to_double(double x) { return x; }
-__device__ __forceinline__ double to_double(float x) { return x; }
-__device__ __forceinline__ double to_double(bf16 x) { return to_float(x); }
+// ---- sums of squares and of products ------------------------------------------------------------
 
-// N neighbours, by one access where the address allows it.
-template <int N, typename T>
-__device__ __forceinline__ Vector<T, N> load_any(const T* from, bool aligned) {
-    if (aligned) return load<N>(from);
-    Vector<T, N> vector;
-#pragma unroll
-    for (int k = 0; k < N; ++k) vector[k] = from[k];
-    return vector;
+// The chunk of a block.
+struct Part {
+    int index;  // of its entry
+    int64_t begin, count;
+};
+template <typename Table>
+__device__ __forceinline__ Part part_of(const Table& table) {
+    const int block = static_cast<int>(blockIdx.x), index = table.find(block);
+    const int64_t begin = (block - table.first_block[index]) * kPartChunk;
+    const int64_t rest = table.entries[index].count - begin;
+    return {index, begin, rest < kPartChunk ? rest : kPartChunk};
 }
-
-// A thread's share of sum(f(x[i])): lane k of its vectors goes to sums[k], the ragged end to the
-// first threads.
-template <int Threads, typename T, typename F>
-__device__ __forceinline__ double thread_sum(const T* x, int64_t count, F add) {
-    constexpr int N = kWidth<T>;
-    constexpr int kStride = Threads * N;
-    const bool aligned = reinterpret_cast<uintptr_t>(x) % 16 == 0;
-    const int64_t whole = count / N * N;
-    double sums[N] = {};
-    for (int64_t at = threadIdx.x * N; at < whole; at += kStride * kInFlight) {
-        Vector<T, N> vectors[kInFlight];
-#pragma unroll
-        for (int v = 0; v < kInFlight; ++v) {
-            if (at + v * kStride < whole) vectors[v] = load_any<N>(x + at + v * kStride, aligned);
-        }
-#pragma unroll
-        for (int v = 0; v < kInFlight; ++v) {
-            if (at + v * kStride >= whole) break;
-#pragma unroll
-            for (int k = 0; k < N; ++k) sums[k] = add(sums[k], to_double(vectors[v][k]));
-        }
-    }
-    if (threadIdx.x < count - whole) sums[0] = add(sums[0], to_double(x[whole + threadIdx.x]));
-#pragma unroll
-    for (int k = 1; k < N; ++k) sums[0] += sums[k];
-    return sums[0];
-}
-
-__device__ __forceinline__ double plus(double sum, double x) { return sum + x; }
-__device__ __forceinline__ double plus_square(double sum, double x) { return fma(x, x, sum); }
-
-// ---- sums of squares ----------------------------------------------------------------------------
 
 // parts[block] = the sum of a chunk's squares.
-__global__ void __launch_bounds__(kSquaresThreads)
+__global__ void __launch_bounds__(kPartThreads)
     squares_kernel(const __grid_constant__ SquaresTable table, double* parts) {
-    LMO_SHARED(double, scratch, [kSquaresThreads / 32]);
-    const int index = table.find(static_cast<int>(blockIdx.x));
-    const auto& entry = table.entries[index];
-    const int64_t chunk = static_cast<int>(blockIdx.x) - table.first_block[index];
-    const int64_t begin = chunk * kSquaresChunk, rest = entry.count - begin;
+    LMO_SHARED(double, scratch, [kPartThreads / 32]);
+    const Part part = part_of(table);
+    const float* x = static_cast<const float*>(table.entries[part.index].data[0]) + part.begin;
     const double sum =
-        thread_sum<kSquaresThreads>(static_cast<const float*>(entry.data[0]) + begin,
-                                    rest < kSquaresChunk ? rest : kSquaresChunk, plus_square);
-    const double total = block_sum<kSquaresThreads>(sum, scratch);
+        thread_sum<kPartThreads>(x, part.count, static_cast<int>(threadIdx.x), plus_square);
+    const double total = block_sum<kPartThreads>(sum, scratch);
+    if (threadIdx.x == 0) parts[blockIdx.x] = total;
+}
+
+// parts[block] = the sum of a chunk's products.
+__global__ void __launch_bounds__(kPartThreads)
+    dots_kernel(const __grid_constant__ PairsTable table, double* parts) {
+    LMO_SHARED(double, scratch, [kPartThreads / 32]);
+    const Part part = part_of(table);
+    const auto& data = table.entries[part.index].data;
+    const float* a = static_cast<const float*>(data[0]) + part.begin;
+    const float* b = static_cast<const float*>(data[1]) + part.begin;
+    const double sum =
+        thread_dot<kPartThreads>(a, b, part.count, static_cast<int>(threadIdx.x));
+    const double total = block_sum<kPartThreads>(sum, scratch);
     if (threadIdx.x == 0) parts[blockIdx.x] = total;
 }
 
 // out[tensor] = the sum of the tensor's parts; a block a tensor.
-__global__ void __launch_bounds__(kSquaresThreads)
-    add_parts_kernel(const __grid_constant__ SquaresTable table, const double* parts, double* out) {
-    LMO_SHARED(double, scratch, [kSquaresThreads / 32]);
+template <typename Table>
+__global__ void __launch_bounds__(kPartThreads)
+    add_parts_kernel(const __grid_constant__ Table table, const double* parts, double* out) {
+    LMO_SHARED(double, scratch, [kPartThreads / 32]);
     const int index = static_cast<int>(blockIdx.x);
     const int begin = table.first_block[index];
     const int end = index + 1 < table.size ? table.first_block[index + 1] : table.blocks;
-    const double sum = thread_sum<kSquaresThreads>(parts + begin, end - begin, plus);
-    const double total = block_sum<kSquaresThreads>(sum, scratch);
+    const double sum =
+        thread_sum<kPartThreads>(parts + begin, end - begin, static_cast<int>(threadIdx.x), plus);
+    const double total = block_sum<kPartThreads>(sum, scratch);
     if (threadIdx.x == 0) out[index] = total;
 }
 
@@ -104,21 +85,28 @@ template <typename T>
 __global__ void __launch_bounds__(kSumThreads)
     sum_kernel(const T* x, int64_t count, double scale, bool accumulate, double* out) {
     LMO_SHARED(double, scratch, [kSumThreads / 32]);
-    const double sum = thread_sum<kSumThreads>(x, count, plus);
+    const double sum = thread_sum<kSumThreads>(x, count, static_cast<int>(threadIdx.x), plus);
     const double total = block_sum<kSumThreads>(sum, scratch);
     if (threadIdx.x == 0) *out = (accumulate ? *out : 0.0) + scale * total;
 }
 
-__global__ void __launch_bounds__(kSquaresThreads)
+__global__ void __launch_bounds__(kPartThreads)
     clip_factor_kernel(const double* squares, int64_t count, double max_norm, double* norm,
                        double* factor) {
-    LMO_SHARED(double, scratch, [kSquaresThreads / 32]);
-    const double sum = thread_sum<kSquaresThreads>(squares, count, plus);
-    const double total = block_sum<kSquaresThreads>(sum, scratch);
+    LMO_SHARED(double, scratch, [kPartThreads / 32]);
+    const double sum =
+        thread_sum<kPartThreads>(squares, count, static_cast<int>(threadIdx.x), plus);
+    const double total = block_sum<kPartThreads>(sum, scratch);
     if (threadIdx.x != 0) return;
     *norm = sqrt(total);
     const double ratio = max_norm / (sqrt(total) + 1e-6);
     *factor = max_norm == 0 || ratio >= 1 ? 1.0 : ratio;  // NaN stays NaN
+}
+
+size_t parts_bytes(std::span<const Tensor> tensors) {
+    int64_t parts = 0;
+    for (const Tensor& tensor : tensors) parts += div_up(tensor.count(), kPartChunk);
+    return static_cast<size_t>(parts) * sizeof(double);
 }
 
 }  // namespace
@@ -138,9 +126,7 @@ void CudaBackend::sum(const Sum& op) {
 }
 
 size_t CudaBackend::workspace_bytes(const SumOfSquares& op) const {
-    int64_t parts = 0;
-    for (const Tensor& tensor : op.tensors) parts += div_up(tensor.count(), kSquaresChunk);
-    return static_cast<size_t>(parts) * sizeof(double);
+    return parts_bytes(op.tensors);
 }
 
 void CudaBackend::sum_of_squares(const SumOfSquares& op) {
@@ -148,23 +134,44 @@ void CudaBackend::sum_of_squares(const SumOfSquares& op) {
     assert(workspace_bytes(op) == 0 || op.workspace.bytes() >= workspace_bytes(op));
     double* parts = op.workspace.as<double>();
     for_each_table<SquaresTable>(
-        op.tensors.size(), kSquaresChunk,
+        op.tensors.size(), kPartChunk,
         [&](size_t i) -> SquaresTable::Entry {
             assert(op.tensors[i].dtype == DType::f32);
             return {{op.tensors[i].data}, op.tensors[i].count(), {}};
         },
         [&](const SquaresTable& table, size_t first) {
-            launch(LMO_KERNEL(squares_kernel), table.blocks, kSquaresThreads, 0, stream_, table,
+            launch(LMO_KERNEL(squares_kernel), table.blocks, kPartThreads, 0, stream_, table,
                    parts);
-            launch(LMO_KERNEL(add_parts_kernel), table.size, kSquaresThreads, 0, stream_, table,
-                   parts, op.out.as<double>() + first);
+            launch(LMO_KERNEL(add_parts_kernel<SquaresTable>), table.size, kPartThreads, 0,
+                   stream_, table, parts, op.out.as<double>() + first);
+        });
+}
+
+size_t CudaBackend::workspace_bytes(const DotProducts& op) const { return parts_bytes(op.a); }
+
+void CudaBackend::dot_products(const DotProducts& op) {
+    assert(op.a.size() == op.b.size());
+    assert(op.out.dtype == DType::f64 && op.out.count() == static_cast<int64_t>(op.a.size()));
+    assert(workspace_bytes(op) == 0 || op.workspace.bytes() >= workspace_bytes(op));
+    double* parts = op.workspace.as<double>();
+    for_each_table<PairsTable>(
+        op.a.size(), kPartChunk,
+        [&](size_t i) -> PairsTable::Entry {
+            assert(op.a[i].dtype == DType::f32 && op.b[i].dtype == DType::f32);
+            assert(op.a[i].count() == op.b[i].count());
+            return {{op.a[i].data, op.b[i].data}, op.a[i].count(), {}};
+        },
+        [&](const PairsTable& table, size_t first) {
+            launch(LMO_KERNEL(dots_kernel), table.blocks, kPartThreads, 0, stream_, table, parts);
+            launch(LMO_KERNEL(add_parts_kernel<PairsTable>), table.size, kPartThreads, 0, stream_,
+                   table, parts, op.out.as<double>() + first);
         });
 }
 
 void CudaBackend::clip_factor(const ClipFactor& op) {
     assert(op.sum_of_squares.dtype == DType::f64);
     assert(op.norm.dtype == DType::f64 && op.factor.dtype == DType::f64);
-    launch(LMO_KERNEL(clip_factor_kernel), 1, kSquaresThreads, 0, stream_,
+    launch(LMO_KERNEL(clip_factor_kernel), 1, kPartThreads, 0, stream_,
            op.sum_of_squares.as<double>(), op.sum_of_squares.count(), op.max_norm,
            op.norm.as<double>(), op.factor.as<double>());
 }
