@@ -160,8 +160,7 @@ void CudaBackend::attention_forward(const AttentionForward& op) {
     const int64_t rows = heads.batch * heads.positions * heads.heads;
     assert(op.out.dtype == op.qkv.dtype && op.out.count() == rows * heads.size);
     assert(op.lse.dtype == DType::f32 && op.lse.count() == rows);
-    assert(op.row_max.empty() ||
-           (op.row_max.dtype == DType::f32 && op.row_max.count() == rows));
+    assert(op.row_max.empty() || (op.row_max.dtype == DType::f32 && op.row_max.count() == rows));
     if (rows == 0) return;
     if (!attention_on_tensor_cores(op.qkv, heads, op.out.data)) {
         return general_attention_forward(op, heads, stream_);

@@ -25,7 +25,6 @@ using MatrixTable = TensorTable<TableEntry<1, Extents>>;  // counts: rows, or co
 MatrixTable::Entry matrix_entry(const Tensor& x, bool by_columns) {
     assert(x.dtype == DType::f32);
     const Extents extents{x.shape.rows(), x.shape.columns()};
-    if (x.count() == 0) return {{x.data}, 0, extents};
     return {{x.data}, by_columns ? extents.columns : extents.rows, extents};
 }
 
@@ -160,8 +159,7 @@ __global__ void __launch_bounds__(kRowThreads)
     const WarpRow<MomentTable> at(table);
     if (at.outside()) return;
     const float second = static_cast<const float*>(at.entry.data[1])[at.row];
-    const float factor =
-        static_cast<float>(*at.entry.scalars.restored / divisor_of(second, eps));
+    const float factor = static_cast<float>(*at.entry.scalars.restored / divisor_of(second, eps));
     change_row(at.data(), at.columns(), [&](float x) { return factor * x; });
 }
 
@@ -198,9 +196,9 @@ void CudaBackend::row_moment_normalize(const RowMomentNormalize& op) {
         op.x.size(), kRows,
         [&](size_t i) -> MomentTable::Entry {
             const Tensor &x = op.x[i], &second = op.second[i];
-            const int64_t rows = x.count() == 0 ? 0 : x.shape.rows();
+            const int64_t rows = x.shape.rows();
             assert(x.dtype == DType::f32 && second.dtype == DType::f32);
-            assert(second.count() == x.shape.rows());
+            assert(second.count() == rows);
             double* const squares = std::exchange(free, free + rows);
             double* const restored = free++;
             return {{x.data, second.data}, rows, {x.shape.columns(), squares, restored}};

@@ -175,7 +175,8 @@ struct CopiedWeightUpdate : WeightUpdate {
     }
 };
 
-// ---- weights with more to it: sizes from the device, cautious decay, a pull to the start ---------
+// ---- weights with more to it: sizes from the device, cautious decay, a pull to the start
+// ---------
 
 struct SizedScalars {
     double radius, decay;
@@ -267,9 +268,8 @@ void apply_varied(const Apply& op, cudaStream_t stream) {
     const bool pulled = !op.starts.empty();
     assert(!pulled || (all_float(op.starts) && same_counts(op.weights, op.starts)));
     assert(!pulled || op.step.dtype == DType::f64);
-    const VariedWeightUpdate update{op.rate.as<double>(),
-                                    pulled ? op.step.as<double>() : nullptr, op.lr_scale,
-                                    op.cautious};
+    const VariedWeightUpdate update{op.rate.as<double>(), pulled ? op.step.as<double>() : nullptr,
+                                    op.lr_scale, op.cautious};
     const auto scalars = [&](size_t i) -> SizedScalars {
         const double* size = op.size.empty() ? nullptr : op.size.as<double>() + i;
         return {op.radius[i], op.decay[i], size};

@@ -87,12 +87,11 @@ void clip(const ClipUpdate& update, const Tensor& weights, const Tensor& copy, i
     for_compute_type(copy.dtype, [&](auto type) {
         using Copy = typename decltype(type)::type;
         using Update = CopiedClipUpdate<Copy>;
-        launch_update(LMO_KERNEL(update_kernel<CopiedClipUpdate<Copy>>), stream, Update{update},
-                      static_cast<size_t>(heads), [&](size_t h) -> typename Update::Lists::Entry {
-                          return {{part(weights, h), part(copy, h)},
-                                  count,
-                                  head_of(static_cast<int>(h))};
-                      });
+        launch_update(
+            LMO_KERNEL(update_kernel<CopiedClipUpdate<Copy>>), stream, Update{update},
+            static_cast<size_t>(heads), [&](size_t h) -> typename Update::Lists::Entry {
+                return {{part(weights, h), part(copy, h)}, count, head_of(static_cast<int>(h))};
+            });
     });
 }
 
@@ -111,8 +110,18 @@ void CudaBackend::qk_clip(const QkClip& op) {
     assert(op.maxima.dtype == DType::f32 && op.maxima.count() == op.heads);
     const int group = op.heads / op.kv_heads;
     const ClipUpdate update{op.maxima.as<float>(), group, op.limit};
-    clip(update, op.q, op.q_copy, op.heads, [&](int h) { return Head{h, h / group}; }, stream_);
-    clip(update, op.k, op.k_copy, op.kv_heads, [&](int k) { return Head{-1, k}; }, stream_);
+    clip(
+        update, op.q, op.q_copy, op.heads,
+        [&](int h) {
+            return Head{h, h / group};
+        },
+        stream_);
+    clip(
+        update, op.k, op.k_copy, op.kv_heads,
+        [&](int k) {
+            return Head{-1, k};
+        },
+        stream_);
 }
 
 }  // namespace lmo::cuda

@@ -1,10 +1,10 @@
 // Sums in double, in a fixed order (sums.cuh).
 //
 // SumOfSquares and DotProducts read each element once (4 bytes, 8 a pair). A block sums a chunk of
-// one tensor and writes one partial sum; then one block a tensor adds those. A square of a float is exact in double. An
-// element takes two operations of the fp64 units (conversion, multiply-add): far below the memory's
-// time on A100 and H100, about even with it on an RTX 4090 (2 such units a multiprocessor, 1.3 TB/s
-// of floats), and up to twice as long on its smaller relatives.
+// one tensor and writes one partial sum; then one block a tensor adds those. A square of a float is
+// exact in double. An element takes two operations of the fp64 units (conversion, multiply-add):
+// far below the memory's time on A100 and H100, about even with it on an RTX 4090 (2 such units a
+// multiprocessor, 1.3 TB/s of floats), and up to twice as long on its smaller relatives.
 //
 // Sum is for losses, a value a row: one block of 1024 threads, as its contract has no workspace for
 // partial sums. One multiprocessor reads some 0.1 TB/s, so a checkpoint's look at all weights of a
@@ -59,8 +59,7 @@ __global__ void __launch_bounds__(kPartThreads)
     const auto& data = table.entries[part.index].data;
     const float* a = static_cast<const float*>(data[0]) + part.begin;
     const float* b = static_cast<const float*>(data[1]) + part.begin;
-    const double sum =
-        thread_dot<kPartThreads>(a, b, part.count, static_cast<int>(threadIdx.x));
+    const double sum = thread_dot<kPartThreads>(a, b, part.count, static_cast<int>(threadIdx.x));
     const double total = block_sum<kPartThreads>(sum, scratch);
     if (threadIdx.x == 0) parts[blockIdx.x] = total;
 }
@@ -142,8 +141,8 @@ void CudaBackend::sum_of_squares(const SumOfSquares& op) {
         [&](const SquaresTable& table, size_t first) {
             launch(LMO_KERNEL(squares_kernel), table.blocks, kPartThreads, 0, stream_, table,
                    parts);
-            launch(LMO_KERNEL(add_parts_kernel<SquaresTable>), table.size, kPartThreads, 0,
-                   stream_, table, parts, op.out.as<double>() + first);
+            launch(LMO_KERNEL(add_parts_kernel<SquaresTable>), table.size, kPartThreads, 0, stream_,
+                   table, parts, op.out.as<double>() + first);
         });
 }
 

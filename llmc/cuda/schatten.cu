@@ -9,8 +9,8 @@
 // tournament: the last player stays, the others move on), a warp a pair; warps go on to the next
 // round together, so the order is one and the result the same in each launch. The sweeps end when
 // one found all pairs orthogonal to 4 units in the last place, after some 6 to 10. Sums are in
-// double. Elements are rotated as a + s (b - t a), t = tan of half the angle (Rutishauser 1966): the
-// rounding is that of the change alone, so lengths do not drift over thousands of rotations.
+// double. Elements are rotated as a + s (b - t a), t = tan of half the angle (Rutishauser 1966):
+// the rounding is that of the change alone, so lengths do not drift over thousands of rotations.
 //
 // X is scaled by a power of two, which rounds nothing, so that neither squares overflow nor small
 // matrices vanish. A sweep is 8 rows^2 (rows + columns) operations and reads rows^2 (2 columns +
@@ -26,7 +26,7 @@ namespace lmo::cuda {
 namespace {
 
 constexpr int kThreads = 512, kWarps = kThreads / 32;
-constexpr int kSweeps = 30;  // at most
+constexpr int kSweeps = 30;                                // at most
 constexpr double kOrthogonal = 4 * 1.1920928955078125e-7;  // largest cosine that counts as none
 
 // ---- where things are ---------------------------------------------------------------------------
@@ -48,16 +48,14 @@ struct Work {
         return transposed ? j * rows + i : i * columns + j;
     }
     __device__ double* singular(void* work) const { return static_cast<double*>(work); }
-    __device__ float* x(void* work) const {
-        return static_cast<float*>(work) + x_offset();
-    }
+    __device__ float* x(void* work) const { return static_cast<float*>(work) + x_offset(); }
     __device__ float* r(void* work) const { return x(work) + rows * x_stride; }
     __device__ float* factors(void* work) const { return r(work) + rows * r_stride; }
 };
 
 Work work_of(const Tensor& x) {
     assert(x.shape.rank() <= 2);
-    const int64_t m = x.shape.rows(), n = x.count() == 0 ? 0 : x.shape.columns();
+    const int64_t m = x.shape.rows(), n = x.shape.columns();
     const int64_t rows = std::min(m, n), columns = std::max(m, n);
     return {rows, columns, div_up<int64_t>(columns, 4) * 4, div_up<int64_t>(rows, 4) * 4, m > n};
 }
@@ -191,7 +189,6 @@ __global__ void __launch_bounds__(kThreads)
     LMO_SHARED(float, scratch, [kWarps]);
     const WorkTable::Entry& entry = table.entries[blockIdx.x];
     const Work& w = entry.scalars;
-    if (w.rows == 0) return;
     const float* const tensor = static_cast<const float*>(entry.data[0]);
     double* const singular = w.singular(entry.data[1]);
     float *const x = w.x(entry.data[1]), *const r = w.r(entry.data[1]);
@@ -217,8 +214,8 @@ constexpr int kTile = 64, kDepth = 16, kProductThreads = 256;
 
 using Four = Vector<float, 4>;
 
-// kDepth rows of 64 columns of a matrix that has `rows` rows and `stride` (a multiple of 4) columns:
-// element (k, j) times factors[k], zeros outside.
+// kDepth rows of 64 columns of a matrix that has `rows` rows and `stride` (a multiple of 4)
+// columns: element (k, j) times factors[k], zeros outside.
 __device__ __forceinline__ void load_rows(Four (&tile)[kDepth][kTile / 4], const float* from,
                                           int64_t rows, int64_t stride, int64_t row, int64_t column,
                                           const float* factors) {
@@ -290,8 +287,8 @@ void CudaBackend::schatten_direction(const SchattenDirection& op) {
         [&](size_t i) -> WorkTable::Entry {
             assert(op.x[i].dtype == DType::f32);
             const Work work = work_of(op.x[i]);
-            const int64_t tiles = div_up<int64_t>(work.rows, kTile) *
-                                  div_up<int64_t>(work.columns, kTile);
+            const int64_t tiles =
+                div_up<int64_t>(work.rows, kTile) * div_up<int64_t>(work.columns, kTile);
             return {{op.x[i].data, std::exchange(free, free + work.bytes())}, tiles, work};
         },
         [&](const WorkTable& table, size_t) {

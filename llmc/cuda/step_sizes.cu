@@ -1,8 +1,8 @@
 // The lengths of steps from dual norms: a few numbers a tensor, in double.
 //
-// Radii and smoothness constants are the host's and travel in the kernel's parameters, so a recorded
-// graph keeps them; lists longer than a table take several launches, and a sum over all tensors one
-// of its own between them.
+// Radii and smoothness constants are the host's and travel in the kernel's parameters, so a
+// recorded graph keeps them; lists longer than a table take several launches, and a sum over all
+// tensors one of its own between them.
 #include "llmc/cuda/cuda_backend.h"
 #include "llmc/cuda/sums.cuh"
 #include "llmc/cuda/tensor_table.cuh"
