@@ -68,7 +68,8 @@ struct Rotation {
     float sine, tangent;  // of the angle, of half of it
 };
 
-// x, y = the pair rotated; `count` is a multiple of 4.
+// x, y = the pair rotated; `count` is a multiple of 4. A lane has the elements that it read for the
+// sums.
 __device__ __forceinline__ void rotate(float* x, float* y, int64_t count, Rotation by) {
     const int lane = static_cast<int>(threadIdx.x % 32);
     for (int64_t j = lane * 4; j < count; j += 128) {
@@ -97,7 +98,6 @@ __device__ __forceinline__ bool orthogonalise(const Work& w, float* x, float* r,
     const double tangent = (tau >= 0 ? 1.0 : -1.0) / (fabs(tau) + sqrt(1 + tau * tau));
     const double cosine = 1 / sqrt(1 + tangent * tangent), sine = cosine * tangent;
     const Rotation by{static_cast<float>(sine), static_cast<float>(sine / (1 + cosine))};
-    __syncwarp();  // all have read the rows
     rotate(a, b, w.x_stride, by);
     rotate(r + p * w.r_stride, r + q * w.r_stride, w.r_stride, by);
     return true;

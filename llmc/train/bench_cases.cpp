@@ -285,6 +285,7 @@ std::vector<BenchCase> bench_cases(const BenchSizes& sizes) {
     BenchCases cases(sizes);
     add_model_cases(cases);
     add_optimizer_cases(cases);
+    add_lmo_cases(cases);
     return cases.list;
 }
 

@@ -113,6 +113,7 @@ struct BenchCases {
 };
 void add_model_cases(BenchCases& b);
 void add_optimizer_cases(BenchCases& b);
+void add_lmo_cases(BenchCases& b);
 
 template <class... Extents>
 std::string joined(int64_t first, Extents... others) {  // "3x4x5"

@@ -381,7 +381,7 @@ TEST_P(SingularRangeTest, FindsTheEnds) {
                 x[tall ? j * 5 + i : i * 8 + j] = sum;
             }
         }
-        const Values out = run(DType::f32, tall ? Shape{8, 5} : Shape{5, 8}, x, 300);
+        const Values out = run(DType::f32, tall ? Shape{8, 5} : Shape{5, 8}, x, 120);
         EXPECT_NEAR(out[0], 3, 1e-6);
         EXPECT_NEAR(out[1], 0.25, 1e-5);
     }
@@ -403,17 +403,16 @@ TEST_P(SingularRangeTest, ZerosVectorsAndExtremes) {
 
 TEST_P(SingularRangeTest, CompanyAndRepetitionDoNotMatter) {
     std::vector<Tensor> together;
-    for (int64_t i = 0; i < 300; ++i) {
+    for (int64_t i = 0; i < 270; ++i) {  // more than one launch takes
         const Shape shape{1 + i % 5, 1 + i % 7};
         together.push_back(put(DType::f32, shape, random_values(shape.count(), i)));
     }
-    const Values out = run(together, 1);
-    EXPECT_EQ(run(together, 1), out);
-    for (size_t i = 0; i < together.size(); i += 20) {
-        const Values alone = run({&together[i], 1}, 1);
+    const Values out = run(together, 0);
+    for (size_t i = 0; i < together.size(); i += 19) {
+        const Values alone = run({&together[i], 1}, 0);
         EXPECT_EQ(alone, (Values{out[2 * i], out[2 * i + 1]}));
     }
-    SingularRange op{together, 1, true, blank(DType::f64, {300, 2}), {}};
+    SingularRange op{together, 0, true, blank(DType::f64, {270, 2}), {}};
     give_workspace(op);
     const auto graph = backend_->capture([&] { backend_->singular_range(op); });
     graph->launch();
