@@ -146,6 +146,20 @@ TEST_F(ProductionSizesTest, RmsNormForward) {
     expect(large.rstd, all(small.rstd), "rstd");
 }
 
+TEST_F(ProductionSizesTest, LineNormalize) {
+    constexpr int64_t columns = 4096;
+    const Bytes row = random_row(DType::f32, columns, 1);
+    const auto run = [&](int64_t n, bool ends) {
+        const Tensor x = take(DType::f32, {n, columns});
+        put(x, row);
+        const auto normalize = [&] { backend().line_normalize({{&x, 1}, false, 1e-8}); };
+        ends ? run_ends(normalize) : normalize();
+        return x;
+    };
+    const Tensor small = run(1, false), large = run(kLimit / columns + 5, true);
+    expect(large, all(small), "x");
+}
+
 TEST_F(ProductionSizesTest, Classifier) {
     for (const int64_t vocabulary : {int64_t{50304}, int64_t{131072}}) {
         const int64_t rows = kLimit / vocabulary + 7;
