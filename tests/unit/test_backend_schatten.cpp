@@ -187,7 +187,7 @@ TEST_P(SchattenTest, KnownDirections) {
     EXPECT_LE(largest_difference(run(DType::f32, shape, x, infinity), polar), 2e-6);
     // The first of equal ones.
     EXPECT_EQ(run(DType::f32, {2, 3}, {0, 5, 0, 0, 0, 5}, 1), (Values{0, 1, 0, 0, 0, 0}));
-    EXPECT_EQ(run(DType::f32, {3}, {0, -5, 0}, 1), (Values{0, -1, 0}));
+    EXPECT_EQ(run(DType::f32, {3, 1}, {0, -5, 0}, 1), (Values{0, -1, 0}));
 }
 
 TEST_P(SchattenTest, RanksBelowTheShorterSide) {
