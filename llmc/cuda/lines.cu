@@ -76,7 +76,6 @@ __global__ void __launch_bounds__(kRowThreads)
     const WarpRow<MatrixTable> at(table);
     if (at.outside()) return;
     const double squares = warp_squares(at.data(), at.columns());
-    __syncwarp();  // all have read the row
     const float divisor = static_cast<float>(sqrt(squares) + eps);
     change_row(at.data(), at.columns(), [&](float x) { return x / divisor; });
 }

@@ -130,7 +130,7 @@ MUTANTS = [
     ('attention.cu', 'largest score without its scale', 'row_max[row + 8] = top[1] * @heads.scale@1.0f@;'),
     ('attention_general.cu', 'largest score of another row', 'p.row_max[at] = top[@i@0@];'),
     ('lines.cu', 'rows past the end', 'if (@at.outside()@false@) return; const double squares = warp_squares(at.data(),'
-     ' at.columns()); __syncwarp();'),
+     ' at.columns()); const float divisor'),
     ('lines.cu', 'columns past the end', 'const bool inside = @column < columns@true@;'),
     ('lines.cu', 'norm of the first rows alone', 'for (int i = 0; i < @kThreadsDown@kThreadsDown / 2@; ++i) squares'),
     ('lines.cu', 'old second moment left out', 'fma(beta2, @to_double(second)@0.0@, (1.0 - beta2) * mean)'),
