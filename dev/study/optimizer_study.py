@@ -10,9 +10,11 @@ Stages, each a sweep (scripts/sweep.py) in a folder of its own:
   ends       two more rates for those whose best was the lowest or the highest of the four
   seeds      two more seeds at the best rate
   coupling   Muon: rates against steps of Newton-Schulz, two coefficient sets, two momenta (inexact Muon's experiment)
+  exponent   steepest descent in Schatten norms from p = 1.5 to infinity, three rates each
   drop       eight layers, one run at a time: Drop-Muon against the same optimizer on all layers, loss over time
   measured   (L0, L1) of every matrix along two runs: by the same batch, and by another one as published
   fitted     Gluon with the constants of that fit, by the same batch and by another one
+  speed      the time of an update of every preset, in turns (bench train)
 """
 import json
 import pathlib
@@ -20,10 +22,11 @@ import subprocess
 import sys
 
 from optimizer_report import write_report  # noqa: I001
-from study import ROOT, Study, main, report
+from study import HERE, ROOT, Stopped, Study, main, report
 
 RESULTS = ROOT / 'dev' / 'results' / 'optimizer_study.json'
 STEPS = 300
+SPEED_ROUNDS = 5
 SEEDS = 'run.seed,data.seed'
 
 # preset -> its lowest rate; the others are 2, 4 and 8 times that.
@@ -102,6 +105,17 @@ class OptimizerStudy(Study):
                         'grid': {'optimizer.lr': [0.01, 0.02, 0.04, 0.08]}}
         self.compare('coupling', cases)
 
+    def exponent(self):
+        """The preset schatten with other exponents; infinity by Jacobi rotations too, not by Newton-Schulz."""
+        preset = json.loads((ROOT / 'configs' / 'optimizer' / 'schatten.json').read_text(encoding='utf-8'))
+        cases = {}
+        for p in (1.5, 2, 3, 5, 9, 'inf'):
+            groups = json.loads(json.dumps(preset['groups']))
+            groups[0]['norm']['p'] = p
+            cases[f'p = {p}'] = {'set': settings('schatten', **{'optimizer.groups': groups}),
+                                 'grid': {'optimizer.lr': [0.0025, 0.005, 0.01]}}
+        self.compare('exponent', cases)
+
     def drop(self):
         deep = {'model.n_layer': 8, 'eval.every': 25, 'eval.batches': 64}
         cases = {}
@@ -149,8 +163,24 @@ class OptimizerStudy(Study):
                              'grid': {'optimizer.lr': [0.125, 0.5, 2, 8]}}
         self.compare('fitted', cases)
 
+    def speed(self):
+        """Milliseconds of an update, one thread; presets take turns, so that other work meets all alike."""
+        times = {preset: [] for preset in RATES}
+        for _ in range(SPEED_ROUNDS):
+            for preset, values in times.items():
+                if self.runner.stopped:
+                    raise Stopped
+                sets = [part for key, value in {**settings(preset), 'optimizer.lr': self.best(preset)}.items()
+                        for part in ('--set', f'{key}={json.dumps(value)}')]
+                lines = subprocess.run([self.program, 'bench', 'train', '--config', HERE / 'base.json', *sets, '--steps', '10',
+                                        '--threads', '1', '--json'], check=True, capture_output=True, text=True).stdout
+                step = next(line for line in map(json.loads, lines.splitlines()) if line['what'] == 'train')
+                values.append(round(step['ms'], 2))
+        self.results['speed'] = times
+
     def run(self):
-        for stage in (self.rates, self.ends, self.seeds, self.coupling, self.drop, self.measured, self.fitted):
+        for stage in (self.rates, self.ends, self.seeds, self.coupling, self.drop, self.measured, self.fitted,
+                      self.exponent, self.speed):
             stage()
 
 

@@ -13,6 +13,8 @@ import sweep as sweeping  # noqa: E402
 from sweeps import report  # noqa: E402
 from sweeps.plan import SweepError, make_sweep, plan_runs  # noqa: E402
 
+Stopped = sweeping.Stopped
+
 
 class Study:
     """A study is a class with a `folder` for its runs and a method run() of stages."""

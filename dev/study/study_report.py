@@ -179,7 +179,7 @@ def fill(page, blocks):
     for name, text in blocks.items():
         pattern = re.compile(rf'(<!-- {name} -->\n).*?(<!-- end {name} -->)', re.DOTALL)
         if not pattern.search(page):
-            raise SweepError(f'warmup_study.md has no place for the table "{name}"', 1)
+            raise SweepError(f'the page has no place for the table "{name}"', 1)
         page = pattern.sub(lambda match, text=text: match.group(1) + text + '\n' + match.group(2), page)
     return page
 
