@@ -77,7 +77,7 @@ struct StepConfig {
     bool together = false;      // clipped, dual: by the sum over blocks of one shape (and layer)
     double l0 = 0.0, l1 = 0.0;  // gluon, for blocks that `layers` does not name
     std::map<std::string, std::pair<double, double>> layers;  // gluon: block -> (L0, L1)
-    bool inexact = false;  // spectral: shrinks with the measured error of the orthogonalisation
+    bool inexact = false;  // spectral directions: shrinks with the error of the orthogonalisation
     bool needs_dual() const { return rule != StepRule::unit; }
     bool is_plain() const { return rule == StepRule::unit && !inexact; }
 };

@@ -213,22 +213,18 @@ void OptimizerGroup::post(Backend& backend, const GroupPart& part, std::span<con
 }
 
 // Factors of the radii, or an empty tensor where a step has its radius' length. The direction is in
-// the scratch where the gradients' memory is the momentum, else the other way round.
+// the scratch where the gradients' memory is the momentum, else the other way round. `range`: of the
+// orthogonalised matrices, or empty.
 Tensor OptimizerGroup::step_sizes(Backend& backend, const GroupPart& part,
                                   const Direction& direction, const GroupScalars& scalars,
-                                  const Tensor& workspace) const {
+                                  const Tensor& range, const Tensor& workspace) const {
     const StepConfig& step = config_.step;
-    if (step.is_plain()) return {};
+    if (!step.needs_dual() && range.empty()) return {};
     const size_t count = part.blocks.size();
-    StepSizes operation{step.rule, direction.radius, part.l0, part.l1, {}, {}, {}};
+    StepSizes operation{step.rule, direction.radius, part.l0, part.l1, {}, range, {}};
     if (step.needs_dual()) {
         operation.dot = first(scalars.dot, count);
         backend.dot_products({part.gradients, part.scratch, operation.dot, workspace});
-    }
-    if (step.inexact) {
-        const std::vector<Tensor>& x = keeps_gradient() ? part.scratch : part.gradients;
-        operation.range = first(scalars.range, count, 2);
-        backend.singular_range({x, kRangeIterations, true, operation.range, workspace});
     }
     operation.out = first(scalars.size, count);
     operation.limit = step.limit;
@@ -243,10 +239,15 @@ void OptimizerGroup::move(Backend& backend, const GroupPart& part, const Directi
     if (part.blocks.empty()) return;
     const std::vector<Tensor>& x = keeps_gradient() ? part.scratch : part.gradients;
     direction.norm->direction(backend, x, workspace);
+    Tensor range;  // of what is orthogonalised, before anything else is done to it
+    if (config_.step.inexact && direction.norm->type() == NormType::spectral) {
+        range = first(scalars.range, part.blocks.size(), 2);
+        backend.singular_range({x, kRangeIterations, true, range, workspace});
+    }
     post(backend, part, x, workspace);
     Apply apply{part.weights,     x,         part.copies, scalars.rate, direction.lr_scale,
                 direction.radius, part.decay};
-    apply.size = step_sizes(backend, part, direction, scalars, workspace);
+    apply.size = step_sizes(backend, part, direction, scalars, range, workspace);
     apply.cautious = config_.decay.type == DecayType::cautious;
     apply.starts = part.state(StateSlot::start);
     apply.step = part.step;

@@ -89,7 +89,8 @@ class OptimizerGroup {
     void post(Backend& backend, const GroupPart& part, std::span<const Tensor> x,
               const Tensor& workspace) const;
     Tensor step_sizes(Backend& backend, const GroupPart& part, const Direction& direction,
-                      const GroupScalars& scalars, const Tensor& workspace) const;
+                      const GroupScalars& scalars, const Tensor& range,
+                      const Tensor& workspace) const;
     std::vector<bool> low_stable_rank(Backend& backend, const GroupPart& part,
                                       const GroupScalars& scalars, const Tensor& workspace) const;
 

@@ -6,8 +6,10 @@
 #include <vector>
 
 #include "llmc/core/error.h"
+#include "llmc/core/json.h"
 #include "llmc/norm/newton_schulz.h"
 #include "llmc/optim/optimizer.h"
+#include "llmc/train/config.h"
 
 namespace lmo {
 
@@ -28,6 +30,57 @@ inline ParameterList reference_parameters() {
     return list;
 }
 
+// Two layers, for what samples layers: LAYERED of dev/reference/lmo_family.py.
+inline ParameterList layered_parameters() {
+    ParameterList list;
+    const auto add = [&](const std::string& name, const Shape& shape, Role role, int layer,
+                         const std::string& fused) {
+        list.add({name, shape, role, fused, 0.02, false, layer});
+    };
+    add("model.embed_tokens.weight", {10, 4}, Role::embedding, 0, "");
+    for (const int layer : {0, 1}) {
+        const std::string prefix = "model.layers." + std::to_string(layer) + ".";
+        const std::string attention = prefix + "self_attn.";
+        add(prefix + "input_layernorm.weight", {8}, Role::gain, layer, "");
+        add(attention + "q_proj.weight", {6, 6}, Role::matrix, layer, attention);
+        add(attention + "k_proj.weight", {2, 6}, Role::matrix, layer, attention);
+        add(attention + "v_proj.weight", {2, 6}, Role::matrix, layer, attention);
+        add(prefix + "mlp.up_proj.weight", {6, 4}, Role::matrix, layer, "");
+    }
+    add("model.layers.1.mlp.down_proj.weight", {4, 10}, Role::matrix, 1, "");
+    add("lm_head.weight", {10, 4}, Role::head, -1, "");
+    return list;
+}
+
+// What `optimizer` says, as users get it: through the configuration. The rate is the caller's.
+inline OptimizerConfig config_of(nlohmann::ordered_json optimizer) {
+    optimizer["lr"] = 0.02;
+    const nlohmann::ordered_json json = {
+        {"run", {{"seed", 7}}},
+        {"model",
+         {{"n_layer", 1},
+          {"n_head", 1},
+          {"d_model", 8},
+          {"d_ff", 8},
+          {"vocab_size", 8},
+          {"seq_len", 8}}},
+        {"batch", {{"sequences", 1}}},
+        {"optimizer", std::move(optimizer)}};
+    return config_from_json(json, "test", ConfigUse::schedule).optimizer;
+}
+
+// Every file of configs/optimizer; test_optimizer.cpp checks that it is.
+inline const std::vector<std::string> kPresets = {
+    "adamw",        "muon",          "muon-kj",  "lion",        "signum",
+    "nsgd",         "scion",         "soda",     "scion-light", "scion-unconstrained",
+    "gluon",        "clipped-scion", "normuon",  "schatten",    "inexact-muon",
+    "drop-muon",    "lionmuon",      "muon-clip"};
+
+inline OptimizerConfig preset(const std::string& name, double weight_decay = 0.1) {
+    return config_of({{"preset", "configs/optimizer/" + name + ".json"},
+                      {"weight_decay", weight_decay}});
+}
+
 inline GroupMatch role_is(Role role) { return {role, ""}; }
 
 // Muon in short: spectral matrices, Adam for the rest.
@@ -45,8 +98,9 @@ inline OptimizerConfig muon_like() {
 // Weights, gradients and (if asked for) bf16 copies of one optimizer on the CPU backend.
 class OptimizerRun {
   public:
-    OptimizerRun(const OptimizerConfig& config, DType master, bool with_copies = false)
-        : list(reference_parameters()), backend(make_cpu_backend(1)), arena(*backend) {
+    OptimizerRun(const OptimizerConfig& config, DType master, bool with_copies = false,
+                 const ParameterList& parameters = reference_parameters())
+        : list(parameters), backend(make_cpu_backend(1)), arena(*backend) {
         weights = {&list, arena.take("weights", master, {list.buffer_length()})};
         gradients = {&list, arena.take("gradients", master, {list.buffer_length()})};
         copies.list = &list;
@@ -77,6 +131,29 @@ class OptimizerRun {
         std::vector<float> narrow(tensor.count());
         backend->copy_out(narrow.data(), tensor);
         return {narrow.begin(), narrow.end()};
+    }
+
+    // The weights that a run starts from, parameter by parameter.
+    void start(const std::vector<std::vector<double>>& values) {
+        for (int i = 0; i < list.size(); ++i) set(weights[i], values[static_cast<size_t>(i)]);
+        optimizer->initialise(weights);
+    }
+    // Adds gradients to what is left of the last ones, as a backward pass does.
+    void add_gradients(const std::vector<std::vector<double>>& values) {
+        optimizer->clear(gradients);
+        for (int i = 0; i < list.size(); ++i) {
+            std::vector<double> sum = get(gradients[i]);
+            for (size_t k = 0; k < sum.size(); ++k) sum[k] += values[static_cast<size_t>(i)][k];
+            set(gradients[i], sum);
+        }
+    }
+    std::vector<double> all_weights() {
+        std::vector<double> all;
+        for (int i = 0; i < list.size(); ++i) {
+            const std::vector<double> values = get(weights[i]);
+            all.insert(all.end(), values.begin(), values.end());
+        }
+        return all;
     }
 
     double step(double rate, int64_t updates_done) {
