@@ -235,6 +235,11 @@ void require_kept_gradients(const Reader& read, const Provenance& origin) {
     if (read.number("optimizer.clip_norm") != 0.0) {
         reject(origin, "optimizer.clip_norm", read.number("optimizer.clip_norm"), "0" + why);
     }
+    const std::string sampling = read.text("optimizer.sampling.type");
+    if (sampling == "subset" || sampling == "periodic") {
+        // Layers that rest above the lowest chosen one would add their gradients to their momentum.
+        reject(origin, "optimizer.sampling.type", sampling, "\"all\" or \"progressive\"" + why);
+    }
     if (read.text("run.on_nonfinite") == "skip") {
         reject(origin, "run.on_nonfinite", "skip", "\"stop\" or \"rollback\"" + why);
     }

@@ -205,7 +205,11 @@ void resolve_step(Json& step, const Provenance& origin, const std::string& path)
                              "--layers --out` wrote");
         }
         for (const auto& [block, constants] : layers->items()) {
-            const double l0 = constants.value("L0", -1.0), l1 = constants.value("L1", -1.0);
+            const auto number = [&, &values = constants](const char* key) {
+                const auto found = values.is_object() ? values.find(key) : values.end();
+                return found != values.end() && found->is_number() ? found->get<double>() : -1.0;
+            };
+            const double l0 = number("L0"), l1 = number("L1");
             if (!(l0 >= 0 && l1 >= 0 && l0 + l1 > 0 && std::isfinite(l0 + l1))) {
                 throw UsageError(file + ": layers." + block +
                                  ": expected L0 and L1 >= 0, not both 0");
