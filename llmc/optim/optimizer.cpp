@@ -382,6 +382,24 @@ DirectionFlops direction_flops(const Backend& backend, const OptimizerConfig& co
     return sum;
 }
 
+std::vector<int> update_sets(const OptimizerConfig& config, const ParameterList& parameters) {
+    const bool by_layer = config.sampling.type != LayerSamplingType::all;
+    const auto same_set = [&](const ParameterBlock& a, const ParameterBlock& b) {
+        const size_t group = group_of(config, parameters, a);
+        return config.groups[group].step.together && group == group_of(config, parameters, b) &&
+               a.shape == b.shape && (!by_layer || a.layer == b.layer);
+    };
+    const std::vector<ParameterBlock> blocks = parameters.blocks(config.fuse_qkv);
+    std::vector<int> sets;
+    int count = 0;
+    for (size_t i = 0; i < blocks.size(); ++i) {
+        size_t first = 0;
+        while (first < i && !same_set(blocks[first], blocks[i])) ++first;
+        sets.push_back(first < i ? sets[first] : count++);
+    }
+    return sets;
+}
+
 double warmup_kappa(const OptimizerConfig& config, const ParameterList& parameters) {
     const std::unique_ptr<Norm> norm = matrix_norm(config, parameters);
     double kappa = 0.0;

@@ -119,6 +119,10 @@ std::vector<BlockNorm> block_norms(const OptimizerConfig& config, const Paramete
 // of a matrix product.
 std::vector<double> update_costs(const OptimizerConfig& config, const ParameterList& parameters);
 
+// Which of those must be updated by one rank: each block's number among such sets, from 0 in order.
+// Blocks that step.together sums over are one set, any other block is its own.
+std::vector<int> update_sets(const OptimizerConfig& config, const ParameterList& parameters);
+
 // kappa of the adaptive warm-up: the sum over all 2-D blocks (q, k, v as one matrix, the embedding
 // once, an untied head too) of matrix_norm; a group without a norm (adamw)
 // counts by the sign norm. arXiv 2602.05813, section 3; algorithms.md 1.2.

@@ -9,17 +9,24 @@ Sharding::Sharding(const OptimizerConfig& config, const ParameterList& parameter
     : owners(static_cast<size_t>(parameters.size()), 0), shares(static_cast<size_t>(ranks)) {
     const std::vector<ParameterBlock> blocks = parameters.blocks(config.fuse_qkv);
     const std::vector<double> costs = update_costs(config, parameters);
-    const std::vector<int> dealt = deal(costs, ranks);
+    const std::vector<int> sets = update_sets(config, parameters);
+    std::vector<double> set_costs;
     double sum = 0.0;
-    for (const double cost : costs) sum += cost;
+    for (size_t i = 0; i < blocks.size(); ++i) {
+        set_costs.resize(std::max(set_costs.size(), static_cast<size_t>(sets[i]) + 1), 0.0);
+        set_costs[static_cast<size_t>(sets[i])] += costs[i];
+        sum += costs[i];
+    }
+    const std::vector<int> owner = deal(set_costs, ranks);
     for (size_t i = 0; i < blocks.size(); ++i) {
         const ParameterBlock& block = blocks[i];
+        const int rank = owner[static_cast<size_t>(sets[i])];
         for (int p = block.first; p < block.first + block.count; ++p) {
-            owners[static_cast<size_t>(p)] = dealt[i];
+            owners[static_cast<size_t>(p)] = rank;
         }
         const int64_t elements = block.shape.count();
-        pieces.push_back({dealt[i], parameters.offset(block.first), elements});
-        Share& share = shares[static_cast<size_t>(dealt[i])];
+        pieces.push_back({rank, parameters.offset(block.first), elements});
+        Share& share = shares[static_cast<size_t>(rank)];
         ++share.blocks;
         share.elements += elements;
         share.cost += costs[i] / sum;
