@@ -188,12 +188,15 @@ def random_config(rng):
 
 
 def write(folder, count, seed):
-    """Configurations whose weights stay within reach: an error of rounding is told from one of the program."""
+    """Configurations that tell an error of the program from one of rounding: weights stay within reach, and inputs
+    that are rounded otherwise change little (the largest of two equal singular values is anyone's)."""
     rng, inputs, configs, tensors = random.Random(seed), layered_inputs(), [], {}
+    noise = np.random.default_rng(seed)
+    rounded = {name: value * (1 + 1e-15 * noise.standard_normal(value.shape)) for name, value in inputs.items()}
     while len(configs) < count:
         config = random_config(rng)
         weights = final_weights(config, inputs)
-        if not np.abs(weights).max() < 1e3:
+        if not np.abs(weights).max() < 1e3 or np.abs(weights - final_weights(config, rounded)).max() > 1e-11:
             continue
         tensors[str(len(configs))] = weights
         configs.append(config)

@@ -213,8 +213,8 @@ void OptimizerGroup::post(Backend& backend, const GroupPart& part, std::span<con
 }
 
 // Factors of the radii, or an empty tensor where a step has its radius' length. The direction is in
-// the scratch where the gradients' memory is the momentum, else the other way round. `range`: of the
-// orthogonalised matrices, or empty.
+// the scratch where the gradients' memory is the momentum, else the other way round. `range`: of
+// the orthogonalised matrices, or empty.
 Tensor OptimizerGroup::step_sizes(Backend& backend, const GroupPart& part,
                                   const Direction& direction, const GroupScalars& scalars,
                                   const Tensor& range, const Tensor& workspace) const {

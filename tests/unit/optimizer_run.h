@@ -55,30 +55,29 @@ inline ParameterList layered_parameters() {
 // What `optimizer` says, as users get it: through the configuration. The rate is the caller's.
 inline OptimizerConfig config_of(nlohmann::ordered_json optimizer) {
     optimizer["lr"] = 0.02;
-    const nlohmann::ordered_json json = {
-        {"run", {{"seed", 7}}},
-        {"model",
-         {{"n_layer", 1},
-          {"n_head", 1},
-          {"d_model", 8},
-          {"d_ff", 8},
-          {"vocab_size", 8},
-          {"seq_len", 8}}},
-        {"batch", {{"sequences", 1}}},
-        {"optimizer", std::move(optimizer)}};
+    const nlohmann::ordered_json json = {{"run", {{"seed", 7}}},
+                                         {"model",
+                                          {{"n_layer", 1},
+                                           {"n_head", 1},
+                                           {"d_model", 8},
+                                           {"d_ff", 8},
+                                           {"vocab_size", 8},
+                                           {"seq_len", 8}}},
+                                         {"batch", {{"sequences", 1}}},
+                                         {"optimizer", std::move(optimizer)}};
     return config_from_json(json, "test", ConfigUse::schedule).optimizer;
 }
 
 // Every file of configs/optimizer; test_optimizer.cpp checks that it is.
 inline const std::vector<std::string> kPresets = {
-    "adamw",        "muon",          "muon-kj",  "lion",        "signum",
-    "nsgd",         "scion",         "soda",     "scion-light", "scion-unconstrained",
-    "gluon",        "clipped-scion", "normuon",  "schatten",    "inexact-muon",
-    "drop-muon",    "lionmuon",      "muon-clip"};
+    "adamw",     "muon",          "muon-kj",  "lion",        "signum",
+    "nsgd",      "scion",         "soda",     "scion-light", "scion-unconstrained",
+    "gluon",     "clipped-scion", "normuon",  "schatten",    "inexact-muon",
+    "drop-muon", "lionmuon",      "muon-clip"};
 
 inline OptimizerConfig preset(const std::string& name, double weight_decay = 0.1) {
-    return config_of({{"preset", "configs/optimizer/" + name + ".json"},
-                      {"weight_decay", weight_decay}});
+    return config_of(
+        {{"preset", "configs/optimizer/" + name + ".json"}, {"weight_decay", weight_decay}});
 }
 
 inline GroupMatch role_is(Role role) { return {role, ""}; }

@@ -66,8 +66,8 @@ OptimizerConfig golden_config(const Case& c) {
     if (c.preset == "mixture") {
         config = mixture();
     } else if (c.preset == "mixture2") {
-        config = config_of({{"preset", "tests/data/optimizer_mixture2.json"},
-                            {"weight_decay", kWeightDecay}});
+        config = config_of(
+            {{"preset", "tests/data/optimizer_mixture2.json"}, {"weight_decay", kWeightDecay}});
     } else {
         config = preset(c.preset, kWeightDecay);
     }
@@ -220,7 +220,8 @@ TEST(Presets, StepsRepeatBitForBitAndFromAGraph) {
         OptimizerConfig config = preset(name);
         config.clip_norm = config.keeps_gradients() ? 0.0 : 1.0;
         const ParameterList list = layered_parameters();
-        OptimizerRun first(config, DType::f32, false, list), second(config, DType::f32, false, list);
+        OptimizerRun first(config, DType::f32, false, list),
+            second(config, DType::f32, false, list);
         // Captured before anything ran, as the trainer does.
         std::unique_ptr<Graph> graph;
         if (second.optimizer->repeats()) {

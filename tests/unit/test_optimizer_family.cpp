@@ -1,5 +1,6 @@
-// What must hold of the stages beyond golden numbers: balls that iterates do not leave, stages that are
-// other stages at some value of theirs; and random groups against dev/reference/check_random_groups.py.
+// What must hold of the stages beyond golden numbers: balls that iterates do not leave, stages
+// that are other stages at some value of theirs; and random groups against
+// dev/reference/check_random_groups.py.
 #include <gtest/gtest.h>
 
 #include <cmath>
@@ -19,7 +20,8 @@ using Json = nlohmann::ordered_json;
 using Values = std::vector<std::vector<double>>;  // of each parameter
 
 // Part shared by all updates, part noise.
-Values random_values(const ParameterList& list, uint64_t seed, uint64_t update, double noise = 1.0) {
+Values random_values(const ParameterList& list, uint64_t seed, uint64_t update,
+                     double noise = 1.0) {
     Values result;
     for (int p = 0; p < list.size(); ++p) {
         std::vector<double> values;
@@ -68,7 +70,7 @@ void expect_near(const OptimizerConfig& one, const OptimizerConfig& other, doubl
     }
 }
 
-// ---- balls ---------------------------------------------------------------------------------------
+// ---- balls
 
 // The largest ||w|| / radius of 200 updates, in each group's own norm.
 double largest_share(const OptimizerConfig& config, double rate, Role role) {
@@ -86,8 +88,9 @@ double largest_share(const OptimizerConfig& config, double rate, Role role) {
             if (block.role != role) continue;
             for (const GroupConfig& group : config.groups) {
                 if (!group.match.matches(run.list[block.first])) continue;
-                const double norm = make_norm(group.norm)->primal(
-                    *run.backend, run.get(run.weights[block]), block.shape);
+                const double norm =
+                    make_norm(group.norm)
+                        ->primal(*run.backend, run.get(run.weights[block]), block.shape);
                 largest = std::max(largest, norm / group.radius.value(block.shape));
                 break;
             }
@@ -115,7 +118,7 @@ TEST(Constrained, IteratesStayInTheBall) {
     }
 }
 
-// ---- stages that are other stages ------------------------------------------------------------------
+// ---- stages that are other stages
 
 TEST(Schatten, TwoIsFrobenius) {
     const auto config = [](const Json& norm) {
@@ -211,7 +214,7 @@ TEST(Soda, WrapsAnotherOptimizer) {
 
 TEST(NorMuon, EqualRowsStay) {
     const auto config = [](const Json& post) {
-        Json groups = {{{"match", {{"name", "*down*"}}}, {"post", post}},  // 4 x 10
+        Json groups = {{{"match", {{"name", "*down*"}}}, {"post", post}},    // 4 x 10
                        {{"match", {{"name", "*q_proj*"}}}, {"post", post}},  // 10 x 6 with k and v
                        {{"match", {{"name", "*up*"}}}, {"post", post}},      // 6 x 4
                        {{"match", {{"role", "any"}}}, {"lr_scale", 1e-300}}};
@@ -225,7 +228,8 @@ TEST(NorMuon, EqualRowsStay) {
     const auto after = weights_of(config(moments), 1, 1.0);
     size_t at = 0;
     for (const Parameter& p : list) {
-        const size_t n = static_cast<size_t>(p.shape.columns()), size = static_cast<size_t>(p.shape.count());
+        const size_t n = static_cast<size_t>(p.shape.columns()),
+                     size = static_cast<size_t>(p.shape.count());
         const bool up = p.name.find("up_proj") != std::string::npos;
         double moved = 0.0, least = 1e9, most = 0.0;
         for (size_t row = at; row < at + size && p.role == Role::matrix; row += n) {
@@ -260,9 +264,25 @@ TEST(ScionLight, IsHeavyBallAndTheDirectionsOfScion) {
     }
 }
 
-// ---- QK-clip ---------------------------------------------------------------------------------------
+// Ranks that own part of a sum would take other steps than one rank.
+TEST(Together, BlocksOfOneSumHaveOneOwner) {
+    const ParameterList list = layered_parameters();
+    OptimizerConfig config =
+        matrix_config({{"step", {{"type", "clipped"}, {"limit", 1}, {"together", true}}}});
+    // Embedding; gain, q, k, v, up of two layers, the shapes of which meet; down; head.
+    config.fuse_qkv = false;
+    EXPECT_EQ(update_sets(config, list), (std::vector<int>{0, 1, 2, 3, 3, 4, 5, 2, 3, 3, 4, 6, 7}));
+    config.sampling = {LayerSamplingType::progressive};
+    EXPECT_EQ(update_sets(config, list),
+              (std::vector<int>{0, 1, 2, 3, 3, 4, 5, 6, 7, 7, 8, 9, 10}));
+    config.groups[0].step.together = false;
+    EXPECT_EQ(update_sets(config, list).back(), 12);
+}
 
-// The largest score of each head of the only layer, by hand: embedding, norm, projections, rotation.
+// ---- QK-clip
+
+// The largest score of each head of the only layer, by hand: embedding, norm, projections,
+// rotation.
 std::vector<double> largest_scores(TinyLlama& tiny, const Ids& ids) {
     const LlamaConfig& c = tiny.config;
     const int64_t size = c.head_size(), width = c.d_model;
@@ -278,12 +298,14 @@ std::vector<double> largest_scores(TinyLlama& tiny, const Ids& ids) {
         std::vector<double> out(static_cast<size_t>(size), 0.0), turned = out;
         for (int64_t j = 0; j < size; ++j) {
             for (int64_t i = 0; i < width; ++i) {
-                out[j] += by[(head * size + j) * width + i] * x[i] * gain[i] / std::sqrt(mean + c.norm_eps);
+                out[j] += by[(head * size + j) * width + i] * x[i] * gain[i] /
+                          std::sqrt(mean + c.norm_eps);
             }
         }
         const double position = static_cast<double>(at % ids.positions);
         for (int64_t i = 0; i < size / 2; ++i) {
-            const double angle = position * std::pow(c.rope_theta, -2.0 * i / static_cast<double>(size));
+            const double angle =
+                position * std::pow(c.rope_theta, -2.0 * i / static_cast<double>(size));
             turned[i] = out[i] * std::cos(angle) - out[i + size / 2] * std::sin(angle);
             turned[i + size / 2] = out[i] * std::sin(angle) + out[i + size / 2] * std::cos(angle);
         }
@@ -294,7 +316,8 @@ std::vector<double> largest_scores(TinyLlama& tiny, const Ids& ids) {
         double top = -1e300;
         for (int64_t t = 0; t < ids.sequences * ids.positions; ++t) {
             for (int64_t s = t - t % ids.positions; s <= t; ++s) {
-                const auto a = project(q, head, t), b = project(k, head * c.n_kv_head / c.n_head, s);
+                const auto a = project(q, head, t),
+                           b = project(k, head * c.n_kv_head / c.n_head, s);
                 double score = 0.0;
                 for (int64_t i = 0; i < size; ++i) score += a[i] * b[i];
                 top = std::max(top, score / std::sqrt(static_cast<double>(size)));
@@ -343,7 +366,7 @@ TEST(QkClip, NoScoreOfTheBatchExceedsTheLimit) {
     EXPECT_EQ(tiny.read(tiny.weights.flat), clipped);
 }
 
-// ---- random groups -----------------------------------------------------------------------------------
+// ---- random groups
 
 TEST(RandomGroups, AgainstTheInterpreter) {
     const char* other = std::getenv("LMO_RANDOM_GROUPS");  // check_random_groups.py --check
@@ -369,7 +392,8 @@ TEST(RandomGroups, AgainstTheInterpreter) {
         for (int t = 0; t < 8; ++t) {
             Values of_step;
             for (int p = 0; p < list.size(); ++p) {
-                const auto from = gradients[static_cast<size_t>(p)].begin() + t * list[p].shape.count();
+                const auto from =
+                    gradients[static_cast<size_t>(p)].begin() + t * list[p].shape.count();
                 of_step.emplace_back(from, from + list[p].shape.count());
             }
             run.add_gradients(of_step);
