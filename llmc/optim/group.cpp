@@ -131,10 +131,14 @@ void OptimizerGroup::cut(bool by_layer) {
                               (!needs_scratch() || last->shape == block.shape);
         GroupPart& part = together ? parts.back() : parts.emplace_back();
         part.blocks.push_back(block);
-        part.radius.push_back(config_.radius.value(block.shape) * norm_->scale(block.shape));
+        // Behind `frobenius` a direction has unit size, whatever the norm's scale.
+        const auto scale = [&](const Norm& norm) {
+            return config_.post.type == PostType::frobenius ? 1.0 : norm.scale(block.shape);
+        };
+        part.radius.push_back(config_.radius.value(block.shape) * scale(*norm_));
         if (config_.alternate) {
             part.other_radius.push_back(config_.alternate->radius.value(block.shape) *
-                                        other_norm_->scale(block.shape));
+                                        scale(*other_norm_));
         }
         part.decay.push_back(decay_of(config_.decay, weight_decay_, block.role));
         const auto layer = config_.step.layers.find(block.name);

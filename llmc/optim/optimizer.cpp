@@ -335,8 +335,12 @@ void Optimizer::step(const ParameterBuffer& weights, const ParameterBuffer& copi
     bind_weights(weights, copies);
     for (const OptimizerGroup& group : groups_) {
         for (const GroupPart& part : group.parts) {
-            if (!sampling_.chosen(updates_done_, part.blocks[0].layer)) continue;
-            group.run(backend_, part, group_scalars_, arena_.workspace(), updates_done_);
+            const int layer = part.blocks[0].layer;
+            if (!sampling_.chosen(updates_done_, layer)) continue;
+            const int64_t own = sampling_.all() ? updates_done_
+                                : layer < 0     ? counts_.back()
+                                                : counts_[static_cast<size_t>(layer)];
+            group.run(backend_, part, group_scalars_, arena_.workspace(), own);
         }
     }
 }

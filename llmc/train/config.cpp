@@ -272,6 +272,11 @@ Config make_config(Json given, const Provenance& origin, ConfigUse use) {
     config.optimizer = read_optimizer(resolution.values, origin);
     config.model.head_maxima = config.optimizer.qk_clip > 0.0;
     if (config.optimizer.keeps_gradients()) require_kept_gradients(read, origin);
+    if (config.optimizer.sampling.type != LayerSamplingType::all && config.smoothness.every > 0) {
+        // It needs all gradients, which the update would then be clipped by.
+        reject(origin, "smoothness.every", config.smoothness.every,
+               "0, as optimizer.sampling.type is not \"all\"");
+    }
     config.resolved = std::move(resolution.values);
     return config;
 }

@@ -36,8 +36,8 @@ NOT_RUN = [
     (r'^make ', 'builds, installs packages, or runs these tests; the target must exist'),
     (r'prepare_data\.py (python-docs|austen|fineweb)', 'fetches packages or data; test_prepare_data.py has them'),
     (r'check_hf\.py', 'needs torch and transformers'),
-    (r'warmup_study\.py run', 'trains for hours'),
-    (r'warmup_study\.py report', 'writes the page; test_study.py compares it with the results'),
+    (r'_study\.py run', 'trains for hours'),
+    (r'_study\.py report', 'writes the page; test_study.py compares it with the results'),
     (r'plot_objective\.py', 'test_objective.py draws with it'),
     (r'run_optimizer_bench\.sh', 'test_launch.py has it'),
 ]
@@ -104,6 +104,8 @@ class DocsTest(CliTest):
             return
         self.assertTrue((ROOT / words[0]).is_file(), command)
         text = (ROOT / words[0]).read_text()
+        if words[0].startswith('dev/study'):  # the command line of both studies
+            text += (ROOT / 'dev/study/study.py').read_text()
         for word in words[1:]:
             if word.startswith('--'):
                 self.assertIn(f'"{word}"', text.replace("'", '"'), command)
