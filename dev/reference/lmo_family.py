@@ -114,7 +114,7 @@ PRESETS = {
     "scion-unconstrained": scion_like(s.ema(0.9), scales=SCION),
     "scion-light": scion_like(s.kept_gradient(0.9), decay="constrained", scales=SCION),
     "gluon": scion_like(s.ema(0.9), step="gluon"),
-    "clipped-scion": scion_like(s.ema(0.9), step="clipped", limit=1.0, lr=60.0),
+    "clipped-scion": scion_like(s.ema(0.9), step="clipped", limit=0.1, lr=60.0),
     "soda": scion_like(s.nesterov_ema(0.95, "gradient"), decay="start", scales=SCION),
     "inexact-muon": muon_like(s.ema(0.95), s.spectral("polar-express", 5), inexact=True),
     "drop-muon": muon_like(s.ema(0.95)),

@@ -283,14 +283,14 @@ class Block:
         stacked = np.concatenate([tensors[name] for name in self.names])
         return stacked.reshape(len(stacked), -1)
 
-    def look(self, g, update):
+    def look(self, g):
         """Momentum and direction of this update; d, the dual norm."""
         group, (m, n) = self.group, self.start.shape
         u = group.momentum(self.state, g, self.updates == 0)
         norm, self.radius, self.scale = group.norm, group.radius(m, n), group.lr_scale
         a = group.alternate
         if a:
-            main = update % a.period == 0 if a.period else stable_rank(u) ** 2 <= a.stable_rank * min(m, n)
+            main = self.updates % a.period == 0 if a.period else stable_rank(u) ** 2 <= a.stable_rank * min(m, n)
             if not main:
                 norm, self.radius, self.scale = a.norm, a.radius(m, n), a.lr_scale
         oracle = norm(u)
@@ -332,7 +332,7 @@ def run(parameters, blocks, choose, inputs, steps, clip, dtype, sampling=Samplin
         factor = min(1.0, clip / (norm + 1e-6)) if clip else 1.0
         moving = [block for block in all_blocks if sampling.chosen(t - 1, block.layer)]
         for block in moving:
-            block.look(factor * block.matrix(gradients), t - 1)
+            block.look(factor * block.matrix(gradients))
         for block in moving:
             d = block.d
             if block.group.together:

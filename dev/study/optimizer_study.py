@@ -21,8 +21,8 @@ import pathlib
 import subprocess
 import sys
 
-from optimizer_report import write_report  # noqa: I001
-from study import HERE, ROOT, Stopped, Study, main, report
+from study import HERE, ROOT, Stopped, Study, main, report  # noqa: I001
+from optimizer_report import write_report
 
 RESULTS = ROOT / 'dev' / 'results' / 'optimizer_study.json'
 STEPS = 300

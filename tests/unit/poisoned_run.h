@@ -182,6 +182,7 @@ inline Values PoisonedRun::reference(const std::set<int64_t>& left_out) const {
     Schedule schedule(c.schedule, warmup_kappa(c.optimizer, list));
     Loader loader(set, c.data.seed, c.batch.micro_batch, 0);
     weights.initialise(c.run.seed);
+    optimizer.bind_gradients(gradients);
     optimizer.initialise(weights.master());
     int64_t applied = 0;
     for (int64_t update = 0; update < c.run.steps; ++update) {
@@ -189,6 +190,7 @@ inline Values PoisonedRun::reference(const std::set<int64_t>& left_out) const {
         backend.zero(batch.loss);
         for (int64_t done = 0; done < c.batch.sequences; done += c.batch.micro_batch) {
             const HostBatch& host = loader.next();
+            if (left_out.count(update)) continue;
             backend.copy_in(batch.tokens, host.inputs.data());
             backend.copy_in(batch.targets, host.targets.data());
             model.forward_backward(weights.compute(), gradients, batch.tokens, batch.targets,
