@@ -220,7 +220,8 @@ CLI::App* add_generate(CLI::App& app, GenerateOptions& options) {
                         "bytes, gpt2 or a file (default: the one the model was trained with)");
     add_device(command, options.device, options.threads);
     command->footer(
-        "Example:\n  train_gpt generate --checkpoint "
+        "A token costs a pass over one position up to the model's context, and over the whole window "
+        "behind it.\nExample:\n  train_gpt generate --checkpoint "
         "runs/quickstart/checkpoints/step_00000600 --prompt \"It was \" --tokens 300");
     return command;
 }

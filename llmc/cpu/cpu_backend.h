@@ -36,10 +36,12 @@ class CpuBackend : public Backend {
     size_t workspace_bytes(const SymmetricProduct& op) const override;
     size_t workspace_bytes(const AttentionForward& op) const override;
     size_t workspace_bytes(const AttentionBackward& op) const override;
+    size_t workspace_bytes(const AttentionOne& op) const override;
     void gemm(const Gemm& op) override;
     void symmetric_product(const SymmetricProduct& op) override;
     void attention_forward(const AttentionForward& op) override;
     void attention_backward(const AttentionBackward& op) override;
+    void attention_one(const AttentionOne& op) override;
 
     size_t workspace_bytes(const EmbeddingBackward& op) const override;
     size_t workspace_bytes(const RmsNormBackward& op) const override;
@@ -84,6 +86,8 @@ class CpuBackend : public Backend {
     void attention_forward_in(const AttentionForward& op);
     template <typename T>
     void attention_backward_in(const AttentionBackward& op);
+    template <typename T>
+    void attention_one_in(const AttentionOne& op);
     template <typename T>
     void gemm_in(const Gemm& op);
     template <typename T>

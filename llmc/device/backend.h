@@ -69,6 +69,14 @@ struct AttentionBackward {
     Tensor workspace;
 };
 
+// Attention of the last of T positions alone, where text grows: out [H*D] is the last row of what
+// AttentionForward makes of qkv [1, T, (H+2K)*D]. The queries of earlier positions are not read.
+struct AttentionOne {
+    Tensor qkv, out;
+    int heads, kv_heads;
+    Tensor workspace;
+};
+
 // ---- model
 // ---------------------------------------------------------------------------------------
 
@@ -404,6 +412,10 @@ class Backend {
     // where it uses symmetry, more where it pads.
     virtual double executed_flops(const NewtonSchulz&) const = 0;
     virtual void apply(const Apply&) = 0;
+
+    // Text that grows.
+    virtual size_t workspace_bytes(const AttentionOne&) const = 0;
+    virtual void attention_one(const AttentionOne&) = 0;
 };
 
 // The makers; each backend's folder defines its own.

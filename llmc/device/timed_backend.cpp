@@ -112,6 +112,9 @@ void TimedBackend::attention_forward(const AttentionForward& op) {
 void TimedBackend::attention_backward(const AttentionBackward& op) {
     timed(Part::attention, &Backend::attention_backward, op);
 }
+void TimedBackend::attention_one(const AttentionOne& op) {
+    timed(Part::attention, &Backend::attention_one, op);
+}
 void TimedBackend::classifier(const Classifier& op) {
     timed(Part::classifier, &Backend::classifier, op);
 }
@@ -172,6 +175,9 @@ size_t TimedBackend::workspace_bytes(const AttentionForward& op) const {
     return inner_.workspace_bytes(op);
 }
 size_t TimedBackend::workspace_bytes(const AttentionBackward& op) const {
+    return inner_.workspace_bytes(op);
+}
+size_t TimedBackend::workspace_bytes(const AttentionOne& op) const {
     return inner_.workspace_bytes(op);
 }
 size_t TimedBackend::workspace_bytes(const EmbeddingBackward& op) const {

@@ -74,10 +74,12 @@ class TimedBackend : public Backend {
     size_t workspace_bytes(const SymmetricProduct& op) const override;
     size_t workspace_bytes(const AttentionForward& op) const override;
     size_t workspace_bytes(const AttentionBackward& op) const override;
+    size_t workspace_bytes(const AttentionOne& op) const override;
     void gemm(const Gemm& op) override;
     void symmetric_product(const SymmetricProduct& op) override;
     void attention_forward(const AttentionForward& op) override;
     void attention_backward(const AttentionBackward& op) override;
+    void attention_one(const AttentionOne& op) override;
 
     size_t workspace_bytes(const EmbeddingBackward& op) const override;
     size_t workspace_bytes(const RmsNormBackward& op) const override;

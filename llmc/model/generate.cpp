@@ -96,11 +96,16 @@ void generate(Backend& backend, Llama& model, const LlamaConfig& config,
               const std::function<void(int32_t)>& on_token) {
     assert(!ids.empty());
     for (int64_t draw = 0; draw < count; ++draw) {
-        const int64_t window = std::min(static_cast<int64_t>(ids.size()), config.seq_len);
+        const int64_t length = static_cast<int64_t>(ids.size());
+        // A window that slides gives every token another position: nothing kept is of use then.
+        const bool next = config.keep_text && draw > 0 && length <= config.seq_len;
+        const int64_t window = next ? 1 : std::min(length, config.seq_len);
         const Tensor tokens = tokens_on_device.slice(0, {1, window});
-        backend.copy_in(tokens, ids.data() + ids.size() - window);
-        const std::vector<float> logits = to_host(backend, model.last_logits(weights, tokens));
-        const int32_t id = sample_token(logits, sampling, static_cast<uint64_t>(draw));
+        backend.copy_in(tokens, ids.data() + length - window);
+        const Tensor logits = next ? model.next_logits(weights, tokens, length - 1)
+                                   : model.last_logits(weights, tokens);
+        const int32_t id =
+            sample_token(to_host(backend, logits), sampling, static_cast<uint64_t>(draw));
         ids.push_back(id);
         if (on_token) on_token(id);
     }

@@ -22,7 +22,8 @@ struct SamplingConfig {
 int32_t sample_token(const std::vector<float>& logits, const SamplingConfig& config, uint64_t draw);
 
 // Extends `ids` by `count` tokens (the model sees the last seq_len of them), calling `on_token` for
-// each. ids must not be empty. tokens_on_device: int32, at least seq_len elements of scratch.
+// each. With config.keep_text a token costs a pass over one position as long as the text is not
+// longer than seq_len, and always a pass over the whole window otherwise. ids must not be empty. tokens_on_device: int32, at least seq_len elements of scratch.
 void generate(Backend& backend, Llama& model, const LlamaConfig& config,
               const ParameterBuffer& weights, std::vector<int32_t>& ids, int64_t count,
               const SamplingConfig& sampling, const Tensor& tokens_on_device,

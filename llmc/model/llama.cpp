@@ -74,6 +74,7 @@ void Llama::take_activations(bool training) {
     for (int64_t layer = 0; layer < config_.n_layer; ++layer) {
         if (layer > 0 && !training) {
             layers_.push_back(layers_.back());
+            if (config_.keep_text) layers_.back().qkv = compute(config_.qkv_size());
             continue;
         }
         LayerActivations a;
@@ -145,6 +146,7 @@ void Llama::reserve_workspace(bool training) {
     reserve_linear({nullptr, precision_.compute, {chunk_rows_, config_.d_model}}, logits_);
     const AttentionForward forward = attention(a, {batch_, config_.seq_len});
     reserve(forward);
+    if (config_.keep_text) reserve(attention_one(0, a, {1, 1, config_.seq_len - 1}));
     if (!training) return;
     reserve(AttentionBackward{forward.qkv,
                               forward.out,
@@ -179,9 +181,10 @@ Llama::LayerActivations Llama::layer_activations(int64_t layer, Extent extent) c
     LayerActivations a = layers_[static_cast<size_t>(layer)];
     for (Tensor* tensor :
          {&a.attention_in, &a.mlp_in, &a.attention_normed, &a.mlp_normed, &a.attention_rstd,
-          &a.mlp_rstd, &a.qkv, &a.attention_out, &a.gate_up, &a.swiglu}) {
+          &a.mlp_rstd, &a.attention_out, &a.gate_up, &a.swiglu}) {
         *tensor = first_rows(*tensor, extent.rows());
     }
+    a.qkv = a.qkv.slice(extent.before * config_.qkv_size(), {extent.rows(), config_.qkv_size()});
     a.lse = first(a.lse, {extent.sequences, config_.n_head, extent.positions});
     return a;
 }
@@ -201,7 +204,8 @@ Llama::Extent Llama::extent_of(const Tensor& tokens) const {
 }
 
 Rope Llama::rotation(const Tensor& qkv, Extent extent, bool inverse) const {
-    const Tensor table = first(rope_table_, {extent.positions, config_.head_size() / 2, 2});
+    const int64_t half = config_.head_size() / 2;
+    const Tensor table = rope_table_.slice(extent.before * half * 2, {extent.positions, half, 2});
     const Shape shape{extent.sequences, extent.positions, config_.qkv_size()};
     return {qkv.reshaped(shape), table, static_cast<int>(config_.n_head),
             static_cast<int>(config_.n_kv_head), inverse};
@@ -217,10 +221,19 @@ AttentionForward Llama::attention(const LayerActivations& a, Extent extent) cons
             {}};
 }
 
+AttentionOne Llama::attention_one(int64_t layer, const LayerActivations& a, Extent extent) const {
+    const Tensor& kept = layers_[static_cast<size_t>(layer)].qkv;
+    return {first(kept, {1, extent.before + 1, config_.qkv_size()}),
+            first(a.attention_out, {config_.d_model}),
+            static_cast<int>(config_.n_head),
+            static_cast<int>(config_.n_kv_head),
+            {}};
+}
+
 // ---- forward ------------------------------------------------------------------------------------
 
-void Llama::forward(const ParameterBuffer& weights, const Tensor& tokens, bool keep_maxima) {
-    const Extent extent = extent_of(tokens);
+void Llama::forward(const ParameterBuffer& weights, const Tensor& tokens, Extent extent,
+                    bool keep_maxima) {
     const Tensor branch = first_rows(branch_, extent.rows());
     Tensor x = layer_activations(0, extent).attention_in;
     backend_.embedding_forward({tokens.reshaped({extent.rows()}), weights[0], x});
@@ -233,13 +246,7 @@ void Llama::forward(const ParameterBuffer& weights, const Tensor& tokens, bool k
                                   a.attention_rstd, config_.norm_eps});
         multiply(product(a.attention_normed, w.qkv, a.qkv));
         backend_.rope(rotation(a.qkv, extent, false));
-        AttentionForward attend = with_workspace(attention(a, extent));
-        if (keep_maxima) attend.row_max = first(row_max_, a.lse.shape);
-        backend_.attention_forward(attend);
-        if (keep_maxima) {
-            backend_.head_maxima(
-                {attend.row_max, head_maxima_.slice(layer * config_.n_head, {config_.n_head})});
-        }
+        attend(layer, a, extent, keep_maxima);
         multiply(product(a.attention_out, w.o, branch));
         backend_.rmsnorm_forward({a.attention_in, branch, w.post_norm, a.mlp_in, a.mlp_normed,
                                   a.mlp_rstd, config_.norm_eps});
@@ -251,6 +258,18 @@ void Llama::forward(const ParameterBuffer& weights, const Tensor& tokens, bool k
     backend_.rmsnorm_forward({x, branch, final_norm(weights), first_rows(final_in_, extent.rows()),
                               first_rows(final_normed_, extent.rows()),
                               first_rows(final_rstd_, extent.rows()), config_.norm_eps});
+}
+
+void Llama::attend(int64_t layer, const LayerActivations& a, Extent extent, bool keep_maxima) {
+    if (extent.before > 0) {
+        return backend_.attention_one(with_workspace(attention_one(layer, a, extent)));
+    }
+    AttentionForward forward = with_workspace(attention(a, extent));
+    if (keep_maxima) forward.row_max = first(row_max_, a.lse.shape);
+    backend_.attention_forward(forward);
+    if (!keep_maxima) return;
+    backend_.head_maxima(
+        {forward.row_max, head_maxima_.slice(layer * config_.n_head, {config_.n_head})});
 }
 
 void Llama::classify(const ParameterBuffer& weights, const ParameterBuffer* gradients,
@@ -353,7 +372,7 @@ void Llama::forward_backward(const ParameterBuffer& weights, const ParameterBuff
                              const Tensor& loss_sum, int64_t lowest) {
     assert(dqkv_.shape.rank() > 0 && "made without training");
     assert(loss_scale != 0.0 && targets.shape == tokens.shape);
-    forward(weights, tokens, config_.head_maxima);
+    forward(weights, tokens, extent_of(tokens), config_.head_maxima);
     classify(weights, &gradients, targets, loss_scale, loss_sum);
     backward(weights, gradients, tokens, lowest);
 }
@@ -374,17 +393,27 @@ void Llama::clip_heads(const ParameterBuffer& weights, const ParameterBuffer& co
 void Llama::evaluate(const ParameterBuffer& weights, const Tensor& tokens, const Tensor& targets,
                      double loss_scale, const Tensor& loss_sum) {
     assert(targets.shape == tokens.shape);
-    forward(weights, tokens);
+    forward(weights, tokens, extent_of(tokens));
     classify(weights, nullptr, targets, loss_scale, loss_sum);
 }
 
 Tensor Llama::last_logits(const ParameterBuffer& weights, const Tensor& tokens) {
     assert(tokens.shape[0] == 1);
-    forward(weights, tokens);
-    const Tensor last =
-        final_normed_.slice((tokens.count() - 1) * config_.d_model, {1, config_.d_model});
+    forward(weights, tokens, extent_of(tokens));
+    return logits_of(weights, tokens.count() - 1);
+}
+
+Tensor Llama::next_logits(const ParameterBuffer& weights, const Tensor& token, int64_t position) {
+    assert(config_.keep_text && dqkv_.shape.rank() == 0 && token.count() == 1);
+    assert(position > 0 && position < config_.seq_len);
+    forward(weights, token, {1, 1, position});
+    return logits_of(weights, 0);
+}
+
+Tensor Llama::logits_of(const ParameterBuffer& weights, int64_t row) {
+    const Tensor normed = final_normed_.slice(row * config_.d_model, {1, config_.d_model});
     const Tensor logits = first_rows(logits_, 1);
-    multiply(product(last, head(weights), logits));
+    multiply(product(normed, head(weights), logits));
     return logits;
 }
 

@@ -19,6 +19,9 @@ struct LlamaConfig {
     // Training keeps the largest attention score of each head, for clip_heads(). Not a property of
     // the weights.
     bool head_maxima = false;
+    // A model without training keeps the keys and values of a text, for next_logits(). Not a
+    // property of the weights either.
+    bool keep_text = false;
 
     int64_t head_size() const { return d_model / n_head; }
     int64_t qkv_size() const { return (n_head + 2 * n_kv_head) * head_size(); }
@@ -76,6 +79,11 @@ class Llama {
     // call.
     Tensor last_logits(const ParameterBuffer& weights, const Tensor& tokens);
 
+    // With config.keep_text: the same for the text of the calls before and one more token [1, 1],
+    // at position 1 <= `position` < seq_len: the last call was last_logits() of `position` tokens,
+    // or next_logits() at position - 1.
+    Tensor next_logits(const ParameterBuffer& weights, const Tensor& token, int64_t position);
+
   private:
     // The weights of one layer, or their gradients; qkv and gate_up span their adjacent parameters.
     struct LayerParameters {
@@ -93,6 +101,7 @@ class Llama {
     };
     struct Extent {
         int64_t sequences, positions;
+        int64_t before = 0;  // positions of the text whose qkv is kept; then positions is 1
         int64_t rows() const { return sequences * positions; }
     };
 
@@ -106,10 +115,14 @@ class Llama {
     Tensor head(const ParameterBuffer& buffer) const;
     Extent extent_of(const Tensor& tokens) const;
     AttentionForward attention(const LayerActivations& a, Extent extent) const;
+    AttentionOne attention_one(int64_t layer, const LayerActivations& a, Extent extent) const;
     Rope rotation(const Tensor& qkv, Extent extent, bool inverse) const;
 
     // From the tokens to final_normed_.
-    void forward(const ParameterBuffer& weights, const Tensor& tokens, bool keep_maxima = false);
+    void forward(const ParameterBuffer& weights, const Tensor& tokens, Extent extent,
+                 bool keep_maxima = false);
+    void attend(int64_t layer, const LayerActivations& a, Extent extent, bool keep_maxima);
+    Tensor logits_of(const ParameterBuffer& weights, int64_t row);
     // The head and the loss, chunk by chunk; with gradients also those of the head and, into
     // branch_, of its input.
     void classify(const ParameterBuffer& weights, const ParameterBuffer* gradients,

@@ -174,6 +174,16 @@ void add_attention(BenchCases& b, const AttentionShape& s) {
     b.compute_bound("attention_forward", shape, compute, 2 * square, [=](BenchMemory& memory) {
         return memory.call(&Backend::attention_forward, forward(memory));
     });
+    const double kept = static_cast<double>((2 * s.T * s.K + 2 * s.H) * s.D);
+    b.memory_bound(
+        "attention_one", joined(s.H, s.T, s.D), compute, kept * b.c, [=](BenchMemory& memory) {
+            return memory.call(&Backend::attention_one,
+                               AttentionOne{memory.input(compute, {1, s.T, (s.H + 2 * s.K) * s.D}),
+                                            memory.output(compute, {s.H * s.D}),
+                                            static_cast<int>(s.H),
+                                            static_cast<int>(s.K),
+                                            {}});
+        });
     b.compute_bound("attention_backward", shape, compute, 5 * square, [=](BenchMemory& memory) {
         const AttentionForward f = forward(memory);
         memory.call(&Backend::attention_forward, f)();  // out and lse have to fit q, k, v

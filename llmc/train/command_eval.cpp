@@ -35,10 +35,11 @@ ModelPrecision parse_precision(const std::string& name, const Backend& backend) 
 // A model loaded from a folder for inference.
 struct LoadedModel {
     LoadedModel(const std::string& folder, const std::string& device, int threads,
-                const std::string& precision_name, int64_t length, int64_t batch)
+                const std::string& precision_name, int64_t length, int64_t batch,
+                bool keep_text = false)
         : backend(make_backend(device, threads)),
           precision(parse_precision(precision_name, *backend)),
-          config(fitting_config(folder, length, batch)),
+          config(fitting_config(folder, length, batch, keep_text)),
           parameters(llama_parameters(config)),
           files(fitting_files(folder)),
           arena(*backend),
@@ -48,8 +49,10 @@ struct LoadedModel {
         weights.set([&](const Parameter& p) { return files.read(p.name, extents(p.shape)); });
     }
 
-    LlamaConfig fitting_config(const std::string& folder, int64_t length, int64_t batch) const {
+    LlamaConfig fitting_config(const std::string& folder, int64_t length, int64_t batch,
+                               bool keep_text) const {
         LlamaConfig found = read_hf_config(folder);
+        found.keep_text = keep_text;
         if (length > 0) found.seq_len = length;
         require_memory(*backend, found, precision, batch, nullptr);
         return found;
@@ -123,7 +126,8 @@ void run_generate(const GenerateOptions& options) {
     // Memory for the text that is asked for, where the model's context is longer than that.
     const int64_t length =
         std::min(config.seq_len, static_cast<int64_t>(ids.size()) + options.tokens);
-    LoadedModel loaded(options.checkpoint, options.device, options.threads, "auto", length, 1);
+    LoadedModel loaded(options.checkpoint, options.device, options.threads, "auto", length, 1,
+                       /*keep_text=*/true);
     std::printf("%s", options.prompt.c_str());
     const bool terminal = ::isatty(STDOUT_FILENO) == 1;  // a file or pipe gets the exact bytes
     PrintableStream stream;

@@ -160,6 +160,7 @@ class BenchKernelsTest(CliTest):
         self.assertEqual(by_name['kernel.gemm.gate_up.wgrad']['flops'], 2 * rows * 96 * width)
         self.assertEqual(by_name['kernel.gemm.gate_up.wgrad']['shape'], '96x32x32 tn')
         self.assertEqual(by_name['kernel.attention_forward']['flops'], 2 * 2 * 4 * 16 * 16 * 8)
+        self.assertEqual(by_name['kernel.attention_one']['bytes'], 4 * (2 * 16 * 2 + 2 * 4) * 8)
         self.assertEqual(by_name['kernel.attention_backward']['flops'], 5 * 2 * 4 * 16 * 16 * 8)
         parameters = 64 * 32 + 2 * (64 * 32 + 32 * 32 + 3 * 48 * 32 + 2 * 32) + 32
         self.assertEqual(by_name['kernel.adam']['bytes'], 24 * parameters)

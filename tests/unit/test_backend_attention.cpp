@@ -321,6 +321,61 @@ TEST_P(AttentionTest, EqualBitsEachTimeAndCloseForOneThread) {
     check_bits({1, 70, 1, 1, 128}, DType::bf16);
 }
 
+// The last position alone is the last row of the whole, at the same accuracy, whatever the queries
+// of the earlier positions are.
+class AttentionOneTest : public AttentionTest {
+  protected:
+    Values run_one(const Case& c, DType type, const Values& qkv) {
+        AttentionOne one;
+        one.qkv = put(type, {1, c.positions, c.stride()}, qkv);
+        one.out = blank(type, {c.heads * c.size});
+        one.heads = c.heads;
+        one.kv_heads = c.kv_heads;
+        give_workspace(one);
+        backend_->attention_one(one);
+        return get(one.out);
+    }
+    void check_one(const Case& c, double scale = 1.0) {
+        for (const DType type : compute_types()) {
+            SCOPED_TRACE(to_string(type) + " T " + std::to_string(c.positions) + " heads " +
+                         std::to_string(c.heads) + "/" + std::to_string(c.kv_heads) + " D " +
+                         std::to_string(c.size));
+            const int64_t width = c.heads * c.size;
+            Values qkv = round_to(type, random_values(c.tokens() * c.stride(), 1, scale));
+            const Values dout(static_cast<size_t>(c.tokens() * width), 0.0);
+            const auto last = [&](const Values& all) {
+                return Values(all.end() - width, all.end());
+            };
+            const Values exact = last(reference<double>(c, qkv, dout).out);
+            const Values plain = last(reference<float>(c, qkv, dout).out);
+            for (int64_t t = 0; t + 1 < c.positions; ++t) {
+                for (int64_t i = 0; i < width; ++i) qkv[t * c.stride() + i] = NAN;
+            }
+            const Values actual = run_one(c, type, qkv);
+            expect_accurate(type, actual, exact, plain);
+            EXPECT_EQ(actual, run_one(c, type, qkv));
+        }
+    }
+};
+
+TEST_P(AttentionOneTest, IsTheLastRow) {
+    for (const Case& c : {Case{1, 1, 2, 2, 8}, Case{1, 2, 2, 1, 16}, Case{1, 7, 6, 2, 8},
+                          Case{1, 33, 4, 1, 64}, Case{1, 90, 2, 2, 16}, Case{1, 200, 1, 1, 5},
+                          Case{1, 20, 2, 1, 130}, Case{1, 5, 2, 1, 1}}) {
+        check_one(c);
+    }
+    check_one({1, 40, 2, 1, 64}, 18.0);  // weights of 0 and 1 but for few
+}
+
+TEST_P(AttentionOneTest, ThreadsChangeNothing) {
+    const Case c{1, 130, 4, 2, 16};
+    const Values qkv = random_values(c.tokens() * c.stride(), 1);
+    use_threads(1);
+    const Values one = run_one(c, DType::f32, qkv);
+    use_threads(2);
+    EXPECT_EQ(one, run_one(c, DType::f32, qkv));
+}
+
 class AttentionOracleTest : public AttentionTest {};
 
 TEST_P(AttentionOracleTest, FiniteDifferences) {
@@ -346,6 +401,7 @@ TEST_P(AttentionOracleTest, FiniteDifferences) {
 }
 
 LMO_ON_ALL_BACKENDS(AttentionTest);
+LMO_ON_ALL_BACKENDS(AttentionOneTest);
 LMO_ON_THE_ORACLE(AttentionOracleTest);
 
 }  // namespace

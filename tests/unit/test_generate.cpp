@@ -126,6 +126,61 @@ TEST_F(Generate, GreedyFollowsTheModelAndItsWindowSlides) {
     }
 }
 
+LlamaConfig keeping(LlamaConfig config) {
+    config.keep_text = true;
+    return config;
+}
+
+// Position after position over the kept keys and values, against the whole prefix each time.
+TEST(KeptText, LogitsAreThoseOfTheWholeText) {
+    const ModelPrecision types[] = {kFp64, kFp32, kBf16};
+    const double tolerances[] = {1e-12, 1e-5, 0.04};  // of the largest logit
+    for (const int64_t kv_heads : {1, 2, 4}) {
+        for (const bool tied : {true, false}) {
+            for (int i = 0; i < 3; ++i) {
+                const LlamaConfig config{3, 4, kv_heads, 32, 48, 40, 24, 100.0, 1e-5, 0.02, tied};
+                TinyLlama whole(config, types[i], 1, false);
+                TinyLlama kept(keeping(config), types[i], 1, false);
+                whole.set_weights(lively_weights(whole.list, 4));
+                kept.set_weights(lively_weights(kept.list, 4));
+                const Ids text = random_ids(1, 24, 40, 5);
+                const auto prefix = [&](int64_t count) {
+                    return Ids{1, count, {text.values.begin(), text.values.begin() + count}};
+                };
+                for (int64_t length = 3; length <= 24; ++length) {
+                    const std::vector<double> expected = whole.last_logits(prefix(length));
+                    const std::vector<double> actual =
+                        length == 3 ? kept.last_logits(prefix(3))
+                                    : kept.next_logits(text.values[length - 1], length - 1);
+                    double largest = 0.0, difference = 0.0;
+                    for (size_t v = 0; v < expected.size(); ++v) {
+                        largest = std::max(largest, std::abs(expected[v]));
+                        difference = std::max(difference, std::abs(expected[v] - actual[v]));
+                    }
+                    EXPECT_LE(difference, tolerances[i] * largest)
+                        << to_string(types[i].compute) << " K " << kv_heads << " T " << length;
+                }
+            }
+        }
+    }
+}
+
+// Up to the end of the context, and beyond it, where the window slides.
+TEST_F(Generate, KeptTextGivesTheSameTokens) {
+    TinyLlama kept(keeping(model.config), kFp32, 1, false);
+    kept.set_weights(lively_weights(kept.list, 4));
+    const std::vector<int32_t> prompts[] = {
+        {3}, {3, 1, 4}, {3, 1, 4, 1, 5, 9}, {3, 1, 4, 1, 5, 9, 2}};
+    for (const std::vector<int32_t>& prompt : prompts) {
+        for (const SamplingConfig& config : {sampling(0.0, 0, 1.0), sampling(1.0, 0, 1.0)}) {
+            std::vector<int32_t> ids = prompt;
+            generate(*kept.backend, kept.llama, kept.config, kept.weights, ids, 12, config,
+                     kept.tokens, {});
+            EXPECT_EQ(ids, run(prompt, 12, config));
+        }
+    }
+}
+
 TEST_F(Generate, SeedsDecide) {
     const SamplingConfig one = sampling(2.0, 0, 1.0, 1), two = sampling(2.0, 0, 1.0, 2);
     EXPECT_EQ(run({5}, 20, one), run({5}, 20, one));

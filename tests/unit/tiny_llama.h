@@ -91,6 +91,10 @@ class TinyLlama {
         return read(llama.last_logits(weights, put(tokens, ids)));
     }
 
+    std::vector<double> next_logits(int32_t id, int64_t position) {
+        return read(llama.next_logits(weights, put(tokens, {1, 1, {id}}), position));
+    }
+
     std::vector<double> read(const Tensor& tensor) {
         const size_t count = static_cast<size_t>(tensor.count());
         if (tensor.dtype == DType::f64) return read_as<double>(tensor, [](double x) { return x; });
