@@ -173,13 +173,18 @@ void run_smoothness(SmoothnessCommand& smoothness) {
 
 CLI::App* add_eval(CLI::App& app, EvalOptions& options) {
     CLI::App* command =
-        app.add_subcommand("eval", "Loss and perplexity of a model on a file of tokens");
+        app.add_subcommand("eval", "Loss of a model on a file of tokens, or its multiple choice");
     command
         ->add_option("--checkpoint", options.checkpoint,
                      "Checkpoint, or any LLaMA folder in Hugging Face's layout")
         ->required();
-    command->add_option("--data", options.data, "Token file (llm.c shard or plain uint16)")
+    command
+        ->add_option("--data", options.data,
+                     "Token file (llm.c shard or plain uint16), or FILE.jsonl of questions as in "
+                     "HellaSwag: {\"ctx\": TEXT, \"endings\": [TEXT, ...], \"label\": 0}")
         ->required();
+    command->add_option("--tokenizer", options.tokenizer,
+                        "Of questions: bytes, gpt2 or a file (default: the model's own)");
     command->add_option("--seq-len", options.length, "Window (default: the model's context)")
         ->check(integer_in(1, 1 << 20));
     command->add_option("--batch", options.batch, "Windows at a time (default: about 4096 tokens)")

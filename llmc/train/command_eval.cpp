@@ -8,6 +8,7 @@
 #include "llmc/core/text.h"
 #include "llmc/data/tokenizer.h"
 #include "llmc/io/files.h"
+#include "llmc/train/choices.h"
 #include "llmc/train/commands.h"
 #include "llmc/train/device.h"
 #include "llmc/train/hf.h"
@@ -76,9 +77,49 @@ struct LoadedModel {
     Weights weights;
 };
 
+std::string tokenizer_of(const std::string& named, const std::string& checkpoint) {
+    if (!named.empty()) return named;
+    std::string saved = saved_tokenizer(checkpoint);
+    if (!saved.empty()) return saved;
+    throw UsageError(
+        checkpoint +
+        ": no tokenizer is known for this model; give --tokenizer bytes, gpt2 or a file");
+}
+
+// A file of questions: the model's choice of an ending.
+void run_eval_choices(const EvalOptions& options) {
+    const std::unique_ptr<Tokenizer> tokenizer =
+        make_tokenizer(tokenizer_of(options.tokenizer, options.checkpoint));
+    const LlamaConfig config = read_hf_config(options.checkpoint);
+    const std::vector<Question> questions =
+        read_questions(options.data, *tokenizer, config.vocab_size,
+                       options.length > 0 ? options.length : config.seq_len);
+    size_t longest = 0;
+    for (const Question& question : questions) {
+        for (const auto& row : question.rows) longest = std::max(longest, row.size());
+    }
+    LoadedModel loaded(options.checkpoint, options.device, options.threads, options.precision,
+                       static_cast<int64_t>(longest) - 1, 1);
+    if (!options.json) {
+        std::printf("%s\n%zu questions\n", loaded.backend->describe().c_str(), questions.size());
+        std::fflush(stdout);
+    }
+    const ChoiceResult result = evaluate_choices(
+        *loaded.backend, loaded.model, loaded.weights.compute(), loaded.tensors, questions);
+    const ordered_json line = {{"accuracy", result.accuracy},
+                               {"accuracy_norm", result.accuracy_norm},
+                               {"examples", result.examples}};
+    std::printf("%s\n", line.dump().c_str());
+    flush_output();
+}
+
 }  // namespace
 
 void run_eval(const EvalOptions& options) {
+    if (options.data.ends_with(".jsonl")) return run_eval_choices(options);
+    if (!options.tokenizer.empty()) {
+        throw UsageError("--tokenizer: a file of tokens needs none, only --data FILE.jsonl does");
+    }
     const TokenFile file(options.data, TokenFormat::automatic);
     int64_t length =
         options.length > 0 ? options.length : read_hf_config(options.checkpoint).seq_len;
@@ -105,21 +146,9 @@ void run_eval(const EvalOptions& options) {
     flush_output();
 }
 
-namespace {
-
-std::string tokenizer_of(const GenerateOptions& options) {
-    if (!options.tokenizer.empty()) return options.tokenizer;
-    std::string saved = saved_tokenizer(options.checkpoint);
-    if (!saved.empty()) return saved;
-    throw UsageError(
-        options.checkpoint +
-        ": no tokenizer is known for this model; give --tokenizer bytes, gpt2 or a file");
-}
-
-}  // namespace
-
 void run_generate(const GenerateOptions& options) {
-    const std::unique_ptr<Tokenizer> tokenizer = make_tokenizer(tokenizer_of(options));
+    const std::unique_ptr<Tokenizer> tokenizer =
+        make_tokenizer(tokenizer_of(options.tokenizer, options.checkpoint));
     const LlamaConfig config = read_hf_config(options.checkpoint);
     std::vector<int32_t> ids =
         encode_prompt(*tokenizer, options.prompt, config.vocab_size, "--prompt");

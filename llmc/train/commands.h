@@ -76,7 +76,7 @@ struct BenchOptimizerOptions {
 void run_bench_optimizer(const BenchOptimizerOptions& options);
 
 struct EvalOptions {
-    std::string checkpoint, data, device = "auto", precision = "auto";
+    std::string checkpoint, data, tokenizer, device = "auto", precision = "auto";
     int threads = 0;
     int64_t batch = 0, length = 0;  // 0: chosen; the model's context
     bool json = false;

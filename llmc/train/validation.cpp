@@ -11,9 +11,6 @@ BatchTensors::BatchTensors(Arena& arena, int64_t batch, int64_t length)
       targets(arena.take("batch", DType::i32, {batch, length})),
       loss(arena.take("batch", DType::f64, {1})) {}
 
-namespace {
-
-// Runs one batch that lies in host memory and returns the sum of its token losses.
 double batch_loss(Backend& backend, Llama& model, const ParameterBuffer& weights,
                   const BatchTensors& tensors, const std::vector<int32_t>& inputs,
                   const std::vector<int32_t>& targets, int64_t sequences, int64_t length) {
@@ -27,8 +24,6 @@ double batch_loss(Backend& backend, Llama& model, const ParameterBuffer& weights
     backend.copy_out(&loss, tensors.loss);
     return loss;
 }
-
-}  // namespace
 
 ValidationResult validate(Backend& backend, Llama& model, const ParameterBuffer& weights,
                           const BatchTensors& tensors, SampleStream& samples, int64_t batch,

@@ -17,6 +17,12 @@ struct BatchTensors {
     BatchTensors(Arena& arena, int64_t batch, int64_t length);
 };
 
+// The sum of the token losses of one batch [sequences, length] that lies in host memory; targets of
+// -1 are not counted.
+double batch_loss(Backend& backend, Llama& model, const ParameterBuffer& weights,
+                  const BatchTensors& tensors, const std::vector<int32_t>& inputs,
+                  const std::vector<int32_t>& targets, int64_t sequences, int64_t length);
+
 struct ValidationResult {
     double loss;  // nats per token
     int64_t tokens;

@@ -112,6 +112,24 @@ class TrainTest(CliTest):
         self.assertEqual(texts[0], texts[1])
         self.assertNotEqual(texts[0], texts[2])
 
+    def test_eval_of_questions(self):
+        self.config({'model': {'vocab_size': 256}, 'data': {'tokenizer': 'bytes'}})
+        self.train()
+        question = {'ind': 7, 'ctx': 'He had', 'endings': ['been', 'a', 'never seen it', '!'], 'label': 1}
+        lines = [json.dumps({**question, 'label': label}) for label in range(4)]
+        (self.folder / 'questions.jsonl').write_text('\n'.join(lines) + '\n')
+        arguments = ('eval', '--checkpoint', self.checkpoint(8), '--data', 'questions.jsonl', '--device', 'cpu')
+        result = self.run_cli(*arguments)
+        self.assertEqual(result.status, 0, result.err)
+        # One question with each of its endings as the right one.
+        self.assertEqual(json.loads(result.out.splitlines()[-1]), {'accuracy': 0.25, 'accuracy_norm': 0.25, 'examples': 4})
+        self.assertEqual(self.run_cli(*arguments, '--json', '--tokenizer', 'bytes').out.splitlines(), result.out.splitlines()[-1:])
+        (self.folder / 'questions.jsonl').write_text('\n'.join(lines) + '\n{"ctx": "He"}\n')
+        result = self.run_cli(*arguments)
+        self.assertEqual((result.status, result.err), (1, 'train_gpt: questions.jsonl: line 5: has no "endings"\n'))
+        result = self.run_cli('eval', '--checkpoint', self.checkpoint(8), '--data', 'data/val.bin', '--tokenizer', 'bytes')
+        self.assertEqual(result.status, 2)
+
     def test_eval_of_a_hugging_face_folder(self):
         """Untied, grouped heads, another rope_theta: the PyTorch reference's loss (dev/reference/llama.py)."""
         golden = ROOT / 'tests' / 'data' / 'llama_untied_gqa.safetensors'
