@@ -90,8 +90,8 @@ def told_by_plan(run, program):
     found = []
     for line in result.stdout.splitlines():
         what, _, words = line.strip().partition(" ")
-        if what == "role" or line.startswith("  name"):
-            found[-1] = (found[-1][0], f"{found[-1][1]}\n{line.strip()}")
+        if line.startswith("  ") and found and found[-1][0] == "optimizer":
+            found[-1] = (found[-1][0], f"{found[-1][1]}\n{' '.join(line.split())}")
         elif what in ("model", "batch", "run", "optimizer", "schedule") and not line.startswith(" "):
             # Of the run, not of the machine that makes the report.
             words = re.sub(r", epochs unknown.*", "", words.strip())

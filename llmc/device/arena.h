@@ -19,7 +19,7 @@ class Arena {
     Arena& operator=(const Arena&) = delete;
 
     // A new tensor, its contents undefined. `part` names the line of the memory plan it counts for:
-    // "weights", "gradients", "optimizer state", "activations", "workspace", ...
+    // "weights", "gradients", "optimizer state", "activations/attention", "workspace", ...
     Tensor take(const std::string& part, DType dtype, Shape shape);
 
     // One scratch block that everybody shares, because operations run one after another: first all

@@ -13,6 +13,7 @@
 #include <algorithm>
 #include <cassert>
 #include <cmath>
+#include <string>
 
 namespace lmo {
 
@@ -61,52 +62,61 @@ Llama::Llama(Backend& backend, Arena& arena, const LlamaConfig& config,
 
 void Llama::take_activations(bool training) {
     const int64_t rows = batch_ * config_.seq_len;
-    const auto take = [&](DType type, const Shape& shape) {
-        return arena_.take("activations", type, shape);
+    const auto take = [&](const char* kind, DType type, const Shape& shape) {
+        return arena_.take(std::string("activations/") + kind, type, shape);
     };
-    const auto compute = [&](int64_t columns) { return take(precision_.compute, {rows, columns}); };
-    const auto residual = [&] { return take(precision_.residual, {rows, config_.d_model}); };
-    const auto per_row = [&] { return take(precision_.master, {rows}); };
+    const auto compute = [&](const char* kind, int64_t columns) {
+        return take(kind, precision_.compute, {rows, columns});
+    };
+    const auto residual = [&](const char* kind) {
+        return take(kind, precision_.residual, {rows, config_.d_model});
+    };
+    const auto stream = [&] { return residual("residual stream"); };
+    const auto normed = [&] { return compute("norms", config_.d_model); };
+    const auto rstd = [&] { return take("norms", precision_.master, {rows}); };
+    const Shape scores{batch_, config_.n_head, config_.seq_len};
 
-    final_in_ = residual();
-    final_normed_ = compute(config_.d_model);
-    final_rstd_ = per_row();
+    final_in_ = stream();
+    final_normed_ = normed();
+    final_rstd_ = rstd();
     for (int64_t layer = 0; layer < config_.n_layer; ++layer) {
         if (layer > 0 && !training) {
             layers_.push_back(layers_.back());
-            if (config_.keep_text) layers_.back().qkv = compute(config_.qkv_size());
+            if (config_.keep_text) layers_.back().qkv = compute("attention", config_.qkv_size());
             continue;
         }
         LayerActivations a;
         // Without a backward pass one residual stream, updated in place, and one normed copy do.
-        a.attention_in = training ? residual() : final_in_;
-        a.attention_normed = training ? compute(config_.d_model) : final_normed_;
-        a.attention_rstd = training ? per_row() : final_rstd_;
-        a.mlp_in = training ? residual() : final_in_;
-        a.mlp_normed = training ? compute(config_.d_model) : final_normed_;
-        a.mlp_rstd = training ? per_row() : final_rstd_;
-        a.qkv = compute(config_.qkv_size());
-        a.attention_out = compute(config_.d_model);
-        a.lse = take(precision_.master, {batch_, config_.n_head, config_.seq_len});
-        a.gate_up = compute(2 * config_.d_ff);
-        a.swiglu = compute(config_.d_ff);
+        a.attention_in = training ? stream() : final_in_;
+        a.attention_normed = training ? normed() : final_normed_;
+        a.attention_rstd = training ? rstd() : final_rstd_;
+        a.mlp_in = training ? stream() : final_in_;
+        a.mlp_normed = training ? normed() : final_normed_;
+        a.mlp_rstd = training ? rstd() : final_rstd_;
+        a.qkv = compute("attention", config_.qkv_size());
+        a.attention_out = compute("attention", config_.d_model);
+        a.lse = take("attention", precision_.master, scores);
+        a.gate_up = compute("mlp", 2 * config_.d_ff);
+        a.swiglu = compute("mlp", config_.d_ff);
         layers_.push_back(a);
     }
-    branch_ = compute(config_.d_model);
-    losses_ = per_row();
+    branch_ = compute("branch and gradients", config_.d_model);
+    losses_ = take("other", precision_.master, {rows});
     logits_ = arena_.take("logits", precision_.compute, {chunk_rows_, config_.vocab_size});
     if (!training) return;
-    dx_ = residual();
-    dx_compute_ = precision_.compute == precision_.residual ? dx_ : compute(config_.d_model);
-    dqkv_ = compute(config_.qkv_size());
+    dx_ = residual("branch and gradients");
+    dx_compute_ = precision_.compute == precision_.residual
+                      ? dx_
+                      : compute("branch and gradients", config_.d_model);
+    dqkv_ = compute("branch and gradients", config_.qkv_size());
     if (!config_.head_maxima) return;
-    row_max_ = take(precision_.master, {batch_, config_.n_head, config_.seq_len});
-    head_maxima_ = take(precision_.master, {config_.n_layer, config_.n_head});
+    row_max_ = take("attention", precision_.master, scores);
+    head_maxima_ = take("other", precision_.master, {config_.n_layer, config_.n_head});
 }
 
 void Llama::take_rope_table() {
     const int64_t positions = config_.seq_len, half = config_.head_size() / 2;
-    rope_table_ = arena_.take("activations", precision_.master, {positions, half, 2});
+    rope_table_ = arena_.take("activations/other", precision_.master, {positions, half, 2});
     if (rope_table_.empty()) return;  // a plan
     std::vector<double> table;
     for (int64_t t = 0; t < positions; ++t) {

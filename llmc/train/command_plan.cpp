@@ -11,6 +11,7 @@
 #include "llmc/train/commands.h"
 #include "llmc/train/device.h"
 #include "llmc/train/measure.h"
+#include "llmc/train/plan_words.h"
 #include "llmc/train/resume.h"
 #include "llmc/train/sharding.h"
 
@@ -46,7 +47,8 @@ struct Ownership {
     Sharding sharding;
     // Bytes of each kind of optimizer state of the rank that has most of them.
     std::map<std::string, size_t> states;
-    int heaviest = 0;  // that rank
+    ordered_json groups = ordered_json::array();  // the same for each group: {"match", "bytes"}
+    int heaviest = 0;                             // that rank
 
     Ownership(const Config& config, const Device& device, const ParameterList& parameters,
               int ranks)
@@ -56,6 +58,8 @@ struct Ownership {
                             device.precision.master);
         std::vector<std::map<std::string, size_t>> kinds(sharding.shares.size());
         std::vector<size_t> bytes(kinds.size(), 0);
+        std::vector<std::vector<size_t>> by_group(
+            kinds.size(), std::vector<size_t>(config.optimizer.groups.size(), 0));
         for (const StateTensor& state : all.states()) {
             if (state.in_gradients) continue;
             const size_t dot = state.name.rfind('.');
@@ -63,9 +67,21 @@ struct Ownership {
             const auto owner = static_cast<size_t>(sharding.owners[static_cast<size_t>(parameter)]);
             kinds[owner][state.name.substr(dot + 1)] += state.tensor.bytes();
             bytes[owner] += state.tensor.bytes();
+            by_group[owner][group_of(config, parameters[parameter])] += state.tensor.bytes();
         }
         heaviest = static_cast<int>(std::max_element(bytes.begin(), bytes.end()) - bytes.begin());
         states = kinds[static_cast<size_t>(heaviest)];
+        for (size_t i = 0; i < config.optimizer.groups.size(); ++i) {
+            groups.push_back({{"match", to_string(config.optimizer.groups[i].match)},
+                              {"bytes", by_group[static_cast<size_t>(heaviest)][i]}});
+        }
+    }
+
+    // The first that matches: some group does.
+    static size_t group_of(const Config& config, const Parameter& parameter) {
+        size_t i = 0;
+        while (!config.optimizer.groups[i].match.matches(parameter)) ++i;
+        return i;
     }
 
     ordered_json to_json() const {
@@ -146,29 +162,6 @@ ordered_json time_of(const PlanOptions& options, const Config& config, const Dev
             {"seconds", seconds * static_cast<double>(config.run.steps)}};
 }
 
-std::string text_of(const ordered_json& value) {
-    return value.is_string() ? value.get<std::string>() : value.dump();
-}
-
-// One parameter group: "role matrix: momentum nesterov, norm spectral, radius 0.2*sqrt(max(m,n))".
-std::string group_in_words(const ordered_json& group) {
-    std::string text;
-    for (const auto& [key, value] : group["match"].items()) {
-        if (!value.is_null()) text += (text.empty() ? "" : ", ") + key + " " + text_of(value);
-    }
-    const char* separator = ": ";
-    for (const char* stage : {"momentum", "norm"}) {
-        text += separator + std::string(stage) + " " + text_of(group[stage]["type"]);
-        separator = ", ";
-    }
-    for (const char* stage : {"radius", "lr_scale"}) {
-        if (group.contains(stage) && group[stage] != 1.0) {
-            text += separator + std::string(stage) + " " + text_of(group[stage]);
-        }
-    }
-    return text;
-}
-
 std::string warmup_in_words(const ScheduleConfig& schedule) {
     char text[256];
     const WarmupConfig& warmup = schedule.warmup;
@@ -214,6 +207,7 @@ ordered_json make_plan(const Config& config, const PlanOptions& options, const D
         {"micro_batches", share / micro_batch},
         {"memory", {{"total", memory.total()}, {"parts", parts}}},
         {"optimizer_state", ownership.states},
+        {"optimizer_state_by_group", ownership.groups},
         {"fits", micro_batches(config, device, ownership, free, share)},
         {"tokens_per_update", tokens},
         {"flops_per_token", flops},
@@ -291,11 +285,27 @@ void print_memory(const ordered_json& plan, const Device& device) {
     std::printf("memory     %s%s%s\n", format_bytes(plan["memory"]["total"]).c_str(),
                 plan["ranks"] > 1 ? " on the rank that takes most" : "",
                 device.stand_in ? " (no GPU here: the workspace is that of the CPU)" : "");
-    for (const auto& [part, bytes] : plan["memory"]["parts"].items()) {
-        std::printf("  %-24s%s\n", part.c_str(), format_bytes(bytes).c_str());
-        if (part != "optimizer state") continue;
+    const auto print_sizes = [](int indent, const std::string& name, size_t bytes) {
+        std::printf("%*s%-*s%s\n", indent, "", 26 - indent, name.c_str(),
+                    format_bytes(bytes).c_str());
+    };
+    std::map<std::string, size_t> whole;  // "activations" of all "activations/..."
+    const auto& parts = plan["memory"]["parts"].items();
+    for (const auto& [part, bytes] : parts) {
+        whole[part.substr(0, part.find('/'))] += bytes.get<size_t>();
+    }
+    for (const auto& [name, bytes] : whole) {
+        print_sizes(2, name, bytes);
+        for (const auto& [part, size] : parts) {
+            if (part.starts_with(name + "/")) print_sizes(4, part.substr(name.size() + 1), size);
+        }
+        if (name != "optimizer state") continue;
         for (const auto& [state, size] : plan["optimizer_state"].items()) {
-            std::printf("    %-22s%s\n", state.c_str(), format_bytes(size).c_str());
+            print_sizes(4, state, size);
+        }
+        for (const ordered_json& group : plan["optimizer_state_by_group"]) {
+            if (group["bytes"] > 0)
+                print_sizes(4, "of " + group["match"].get<std::string>(), group["bytes"]);
         }
     }
     const ordered_json& fits = plan["fits"];
@@ -310,9 +320,7 @@ void print_plan(const ordered_json& plan, const Config& config, const Device& de
     std::printf("model      %s\n", model_line(config, parameters, device.precision).c_str());
     print_run(plan, config);
     std::printf("optimizer  %s\n", schedule_line(config).c_str());
-    for (const ordered_json& group : config.resolved["optimizer"]["groups"]) {
-        std::printf("  %s\n", group_in_words(group).c_str());
-    }
+    for (const std::string& line : optimizer_in_words(config)) std::printf("%s\n", line.c_str());
     std::printf("schedule   %s\n", warmup_in_words(config.schedule).c_str());
     print_memory(plan, device);
     print_cost(plan);

@@ -1,6 +1,7 @@
 #include "llmc/train/resume.h"
 
 #include <filesystem>
+#include <map>
 
 #include "llmc/core/error.h"
 #include "llmc/core/json.h"
@@ -112,8 +113,10 @@ std::string model_line(const Config& config, const ParameterList& parameters,
 
 std::string memory_line(const Arena& arena) {
     std::string text = format_bytes(static_cast<double>(arena.total())) + ":";
+    std::map<std::string, size_t> whole;  // "activations" of all "activations/..."
+    for (const auto& [part, bytes] : arena.parts()) whole[part.substr(0, part.find('/'))] += bytes;
     const char* separator = " ";
-    for (const auto& [part, bytes] : arena.parts()) {
+    for (const auto& [part, bytes] : whole) {
         text += separator + part + " " + format_bytes(static_cast<double>(bytes));
         separator = ", ";
     }

@@ -36,6 +36,40 @@ class PlanTest(CliTest):
         self.assertFalse(plan['time']['measured'])
         self.assertTrue(self.plan()['time']['measured'])
 
+    def test_activations_by_kind_and_states_by_group(self):
+        self.config(model={'n_kv_head': 4}, optimizer={'preset': 'muon', 'lr': 0.01}, batch={'sequences': 4, 'micro_batch': 2})
+        plan = self.plan()
+        width, hidden, vocabulary, length = (TINY_MODEL[key] for key in ('d_model', 'd_ff', 'vocab_size', 'seq_len'))
+        parts, rows = plan['memory']['parts'], 2 * length
+        heads, layers = TINY_MODEL['n_head'], 2
+        self.assertEqual(parts['activations/residual stream'], 4 * rows * width * (2 * layers + 1))
+        self.assertEqual(parts['activations/norms'], 4 * rows * (width + 1) * (2 * layers + 1))
+        self.assertEqual(parts['activations/attention'], 4 * rows * layers * (4 * width + heads))
+        self.assertEqual(parts['activations/mlp'], 4 * rows * layers * 3 * hidden)
+        self.assertEqual(parts['activations/branch and gradients'], 4 * rows * (2 + 3) * width)
+        matrices = layers * (4 * width * width + 3 * width * hidden)
+        groups = {group['match']: group['bytes'] for group in plan['optimizer_state_by_group']}
+        self.assertEqual(groups, {'role matrix': 4 * matrices, 'any role': 8 * (plan['parameters'] - matrices)})
+        self.assertEqual(sum(groups.values()), sum(plan['optimizer_state'].values()))
+
+    def test_the_optimizer_in_words(self):
+        def said(**optimizer):
+            self.config(optimizer={'lr': 0.01, **optimizer})
+            result = self.run_cli('plan', '--config', 'config.json')
+            self.assertEqual(result.status, 0, result.err)
+            return [' '.join(line.split()) for line in result.out.splitlines()]
+        muon = said(preset='muon', weight_decay=0.1, clip_norm=0.5)
+        for line in ('gradients clipped to the norm 0.5', 'role matrix', 'momentum nesterov, beta 0.95, start zero',
+                     'norm spectral, coefficients jordan, steps 5', 'radius 0.2*sqrt(max(m,n))',
+                     'decay decoupled, weight_decay 0.1, roles ["matrix","head"]'):
+            self.assertIn(line, muon)
+        self.assertFalse([line for line in muon if line.startswith(('post', 'step', 'alternate', 'layers of'))])
+        self.assertTrue(any(line.startswith('post row_moment') for line in said(preset='normuon')))
+        self.assertTrue(any(line.startswith('step clipped, limit') for line in said(preset='clipped-scion')))
+        self.assertTrue(any(line.startswith('step schedule, inexact') for line in said(preset='inexact-muon')))
+        self.assertTrue(any(line.startswith('alternate periodic') for line in said(preset='lionmuon')))
+        self.assertTrue(any(line.startswith('layers of an update: progressive') for line in said(preset='drop-muon')))
+
     def test_the_largest_micro_batch_fits_and_the_next_does_not(self):
         self.config(batch={'sequences': 12, 'micro_batch': 12})
         total = self.plan()['memory']['total']

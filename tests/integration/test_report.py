@@ -110,7 +110,8 @@ class ReportTest(CliTest):
         for text in ('mine <&>', 'finished', 'try "this"', f'{summary["val_loss"]:.4f}', '8 of 8', 'updates', 'memory'):
             self.assertIn(text, page.parts['top'])
         # As plan tells it.
-        self.assertIn('role matrix: momentum nesterov, norm spectral', page.parts['What it does'])
+        for text in ('role matrix', 'momentum nesterov, beta 0.95', 'norm spectral, coefficients'):
+            self.assertIn(text, page.parts['What it does'])
         self.assertIn('by the loss above 2,', page.parts['What it does'])
         self.assertIn('after 8 updates', page.parts['Sampled texts'])
         self.assertIn('"clip_norm": 0.5', page.parts['Configuration'])
