@@ -178,13 +178,9 @@ CLI::App* add_eval(CLI::App& app, EvalOptions& options) {
         ->add_option("--checkpoint", options.checkpoint,
                      "Checkpoint, or any LLaMA folder in Hugging Face's layout")
         ->required();
-    command
-        ->add_option("--data", options.data,
-                     "Token file (llm.c shard or plain uint16), or FILE.jsonl of questions as in "
-                     "HellaSwag: {\"ctx\": TEXT, \"endings\": [TEXT, ...], \"label\": 0}")
+    command->add_option("--data", options.data, "Token file, or questions as HellaSwag's .jsonl")
         ->required();
-    command->add_option("--tokenizer", options.tokenizer,
-                        "Of questions: bytes, gpt2 or a file (default: the model's own)");
+    command->add_option("--tokenizer", options.tokenizer, "Of questions (default: the model's)");
     command->add_option("--seq-len", options.length, "Window (default: the model's context)")
         ->check(integer_in(1, 1 << 20));
     command->add_option("--batch", options.batch, "Windows at a time (default: about 4096 tokens)")
@@ -225,8 +221,7 @@ CLI::App* add_generate(CLI::App& app, GenerateOptions& options) {
                         "bytes, gpt2 or a file (default: the one the model was trained with)");
     add_device(command, options.device, options.threads);
     command->footer(
-        "A token costs a pass over one position up to the model's context, and over the whole window "
-        "behind it.\nExample:\n  train_gpt generate --checkpoint "
+        "Example:\n  train_gpt generate --checkpoint "
         "runs/quickstart/checkpoints/step_00000600 --prompt \"It was \" --tokens 300");
     return command;
 }

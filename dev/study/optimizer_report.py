@@ -150,7 +150,7 @@ def draw_coupling(pyplot, results, path):
     rows = results['stages']['coupling']
     for index, case in enumerate(dict.fromkeys(row['case'] for row in rows)):
         mine = sorted((row for row in rows if row['case'] == case), key=lambda row: row['point'][LR])
-        axes.plot([row['point'][LR] for row in mine], [loss_of(row) for row in mine], '.-',
+        axes.plot([row['point'][LR] for row in mine], [loss_of(row) for row in mine], marker='.',
                   linestyle=':' if case.endswith('0.8') else '-', color=RUN_COLORS[index % len(RUN_COLORS)], label=case)
     axes.set(xscale='log', xlabel='rate', ylabel='validation loss',
              title='Muon: coefficients, Newton-Schulz steps, momentum')
