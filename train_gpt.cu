@@ -217,8 +217,7 @@ CLI::App* add_generate(CLI::App& app, GenerateOptions& options) {
     command->add_option("--seed", options.sampling.seed, "Equal seeds give equal texts")
         ->check(integer_in(0, INT64_MAX))
         ->capture_default_str();
-    command->add_option("--tokenizer", options.tokenizer,
-                        "bytes, gpt2 or a file (default: the one the model was trained with)");
+    command->add_option("--tokenizer", options.tokenizer, "bytes, gpt2, a file (default: its own)");
     add_device(command, options.device, options.threads);
     command->footer(
         "Example:\n  train_gpt generate --checkpoint "
