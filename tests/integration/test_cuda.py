@@ -1,42 +1,12 @@
 """Training on the CUDA backend, its kernels executed by the emulator: the CPU's results, resumed exactly."""
-import os
-import pathlib
 import subprocess
-import unittest
 
-import cli
-from cli import CliTest
+from emulated import EmulatedTest
 
-EMULATED = pathlib.Path(os.environ.get('LMO_BUILD', cli.ROOT / 'build')) / 'emulated' / 'plain' / 'train_gpt'
 PRESETS = ('adamw', 'muon', 'lion', 'signum', 'nsgd')
 
 
-@unittest.skipUnless(os.environ.get('LMO_CUDA_HEADERS', 'yes'), 'no headers of a CUDA toolkit')
-class CudaTest(CliTest):
-    def on_emulator(self, *arguments, status=0, environment=None):
-        result = cli.Result(subprocess.run([EMULATED, *arguments], cwd=self.folder, encoding='utf-8',
-                                           capture_output=True, timeout=300,
-                                           env={**os.environ, **(environment or {})}))
-        self.assertEqual(result.status, status, result.out + result.err)
-        return result
-
-    def losses(self, run):
-        return [line['loss'] for line in self.metrics(run, 'train') + self.metrics(run, 'val')]
-
-    def both(self, changes, bound):
-        """The same run on both devices: losses agree to `bound`, relative."""
-        self.config(changes)
-        common = ['train', '--config', 'config.json', '--resume', 'never', '--device']
-        run = self.on_emulator(*common, 'cuda', '--set', 'run.dir=on_cuda')
-        self.assertIn('emulator', run.out)
-        cpu = self.run_cli(*common, 'cpu', '--set', 'run.dir=on_cpu')
-        self.assertEqual(cpu.status, 0, cpu.err)
-        pairs = list(zip(self.losses('on_cuda'), self.losses('on_cpu')))
-        self.assertGreater(len(pairs), 5)
-        for cuda_loss, cpu_loss in pairs:
-            self.assertAlmostEqual(cuda_loss / cpu_loss, 1, delta=bound)
-        subprocess.run(['rm', '-r', 'on_cpu', 'on_cuda'], cwd=self.folder, check=True)
-
+class CudaTest(EmulatedTest):
     def test_fp32_equals_the_cpu_for_every_preset(self):
         for preset in PRESETS:
             with self.subTest(preset):

@@ -1,0 +1,44 @@
+"""The LMO family on the CUDA backend, its kernels executed by the emulator: the CPU's losses, resumed bit by bit."""
+import json
+import pathlib
+import subprocess
+import sys
+
+sys.path[:0] = [str(pathlib.Path(__file__).resolve().parent.parent / 'integration')]
+import cli  # noqa: E402
+from emulated import EmulatedTest  # noqa: E402
+from test_cuda import PRESETS  # noqa: E402
+
+RATES = {'gluon': 1.0, 'clipped-scion': 0.1, 'scion': 2.0**-12, 'scion-unconstrained': 2.0**-12,
+         'scion-light': 2.0**-12, 'soda': 2.0**-12}
+FAMILY = sorted(path.stem for path in (cli.ROOT / 'configs' / 'optimizer').glob('*.json') if path.stem not in PRESETS)
+
+
+def optimizer(preset):
+    return {'preset': preset, 'lr': RATES.get(preset, 0.003), 'clip_norm': 0 if preset == 'scion-light' else 0.5,
+            'weight_decay': 0.1}
+
+
+class CudaFamilyTest(EmulatedTest):
+    def test_fp32_equals_the_cpu(self):
+        self.assertGreater(len(FAMILY), 10)
+        for preset in FAMILY:
+            with self.subTest(preset):
+                groups = json.loads((cli.ROOT / 'configs' / 'optimizer' / f'{preset}.json').read_text())['groups']
+                spectral = any(group.get('norm', {}).get('type') == 'spectral' for group in groups)
+                # Inside of Newton-Schulz the GPU works in fp16.
+                self.both({'optimizer': optimizer(preset), 'run': {'steps': 6}}, bound=2e-3 if spectral else 2e-5)
+
+    def test_resume_under_another_order_of_threads(self):
+        for preset in FAMILY:
+            with self.subTest(preset):
+                self.config({'optimizer': optimizer(preset), 'checkpoint': {'every': 2, 'keep': 0}})
+                command = ['train', '--config', 'config.json', '--set', 'run.steps=4', '--device', 'cuda', '--set']
+                for run in ('whole', 'parts'):
+                    self.on_emulator(*command, f'run.dir={run}')
+                subprocess.run(['rm', '-r', self.checkpoint(4, 'parts')], check=True)
+                self.on_emulator(*command, 'run.dir=parts', environment={'LMO_EMULATOR_ORDER': '7'})
+                for name in ('model.safetensors', 'optimizer.safetensors'):
+                    self.assertEqual((self.checkpoint(4, 'whole') / name).read_bytes(),
+                                     (self.checkpoint(4, 'parts') / name).read_bytes(), name)
+                subprocess.run(['rm', '-r', 'whole', 'parts'], cwd=self.folder, check=True)
