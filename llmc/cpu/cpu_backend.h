@@ -97,7 +97,7 @@ class CpuBackend : public Backend {
     template <typename T>
     void schatten_direction_in(const SchattenDirection& op);
     template <typename T>
-    void schatten_direction_of(const Tensor& x, double p, Scratch& scratch);
+    void schatten_direction_of(const Tensor& tensor, double p, Scratch& scratch);
     template <typename T>
     void singular_range_of(const SingularRange& op, size_t index);
     template <typename T>

@@ -289,7 +289,7 @@ void OptimizerGroup::run(Backend& backend, const GroupPart& part, const GroupSca
     if (!config_.alternate) return move(backend, part, main, scalars, workspace);
 
     const AlternateConfig& alternate = *config_.alternate;
-    const auto move_some = [&](std::vector<bool> chosen, bool other) {
+    const auto move_some = [&](const std::vector<bool>& chosen, bool other) {
         const GroupPart some = part.only(chosen);
         const Direction direction =
             other ? Direction{other_norm_.get(), some.other_radius, alternate.lr_scale}

@@ -47,11 +47,12 @@ size_t group_of(const OptimizerConfig& config, const ParameterList& parameters,
 // Names in step.layers that are no block of the group would be constants that nobody uses.
 void require_known_layers(const StepConfig& step, const std::vector<ParameterBlock>& blocks,
                           const std::string& group) {
-    for (const auto& [name, constants] : step.layers) {
-        const bool known = std::any_of(blocks.begin(), blocks.end(),
-                                       [&](const auto& block) { return block.name == name; });
+    for (const auto& layer : step.layers) {
+        const bool known = std::any_of(blocks.begin(), blocks.end(), [&](const auto& block) {
+            return block.name == layer.first;
+        });
         if (known) continue;
-        throw UsageError(group + ": step.layers names " + name +
+        throw UsageError(group + ": step.layers names " + layer.first +
                          ", which this group does not take; its blocks are those that "
                          "`train_gpt smoothness` lists (q, k, v are one unless optimizer.qkv is "
                          "split)");

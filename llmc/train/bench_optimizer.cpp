@@ -127,9 +127,9 @@ Timing timing_of(std::vector<double> seconds) {
 // ---- whole updates ------------------------------------------------------------------------------
 
 BenchParameters::BenchParameters(Backend& backend, const Noise& noise, ParameterList parameters,
-                                 const ModelPrecision& types)
+                                 const ModelPrecision& precision)
     : list(std::move(parameters)),
-      precision(types),
+      precision(precision),
       arena(backend),
       weights(backend, arena, list, precision, true),
       gradients{&list, arena.take("gradients", precision.master, {list.buffer_length()})} {
@@ -184,7 +184,8 @@ int64_t PresetUpdates::state_bytes() const {
 double PresetUpdates::traffic() const {
     const ModelPrecision& types = parameters_.precision;
     const double master = static_cast<double>(size_of(types.master));
-    const double copy = types.compute == types.master ? 0.0 : size_of(types.compute);
+    const double copy =
+        types.compute == types.master ? 0.0 : static_cast<double>(size_of(types.compute));
     return static_cast<double>(parameters_.list.count()) * (3.0 * master + copy) +
            2.0 * static_cast<double>(state_bytes());
 }

@@ -116,7 +116,7 @@ ordered_json TorchPeers::answer() {
     const ssize_t length = getline(&line, &room, from_);
     const std::string text(line ? line : "", length > 0 ? static_cast<size_t>(length) : 0);
     std::free(line);
-    const ordered_json reply = ordered_json::parse(text, nullptr, false);
+    ordered_json reply = ordered_json::parse(text, nullptr, false);
     if (!reply.is_object()) {
         throw Error(
             "--compare: " + python_ + " " + kScript +

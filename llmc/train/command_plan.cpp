@@ -287,7 +287,7 @@ void print_memory(const ordered_json& plan, const Device& device) {
                 device.stand_in ? " (no GPU here: the workspace is that of the CPU)" : "");
     const auto print_sizes = [](int indent, const std::string& name, size_t bytes) {
         std::printf("%*s%-*s%s\n", indent, "", 26 - indent, name.c_str(),
-                    format_bytes(bytes).c_str());
+                    format_bytes(static_cast<double>(bytes)).c_str());
     };
     std::map<std::string, size_t> whole;  // "activations" of all "activations/..."
     const auto& parts = plan["memory"]["parts"].items();

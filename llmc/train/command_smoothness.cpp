@@ -147,7 +147,9 @@ std::vector<BlockSeries> read_blocks(const SmoothnessOptions& options) {
     for_each_measurement(options.run, [&](const Json& line) {
         const auto step = line.at("step").get<int64_t>();
         if (step < options.first_step || step > options.last_step) return;
-        for (const auto& [name, block] : line.at("blocks").items()) {
+        for (const auto& item : line.at("blocks").items()) {
+            const std::string& name = item.key();
+            const Json& block = item.value();
             const Json& moved = block.at("weight_change");
             const Json &change = block.at("gradient_change"), &other = block.at("other_change");
             if (moved.is_null() || change.is_null() || other.is_null()) continue;  // not finite
