@@ -1,4 +1,4 @@
-"""dev/docs/warmup_study.md says what dev/results/warmup_study.json holds."""
+"""dev/docs/warmup_study.md and optimizers.md say what the results of their studies hold."""
 import json
 import sys
 import unittest
@@ -6,6 +6,7 @@ import unittest
 from cli import ROOT
 
 sys.path[:0] = [str(ROOT / 'dev' / 'study'), str(ROOT / 'scripts')]
+import optimizer_report  # noqa: E402
 import study_report  # noqa: E402
 
 RESULTS = json.loads((ROOT / 'dev' / 'results' / 'warmup_study.json').read_text())
@@ -15,6 +16,16 @@ class StudyTest(unittest.TestCase):
     def test_the_page_has_the_tables_of_the_results(self):
         page = (ROOT / 'dev' / 'docs' / 'warmup_study.md').read_text()
         self.assertEqual(study_report.fill(page, study_report.tables(RESULTS)), page)
+
+    def test_the_page_of_the_optimizers_too(self):
+        results = json.loads((ROOT / 'dev' / 'results' / 'optimizer_study.json').read_text())
+        page = (ROOT / 'dev' / 'docs' / 'optimizers.md').read_text()
+        self.assertEqual(study_report.fill(page, optimizer_report.tables(results)), page)
+        # Every preset is in the table, and every run of the table in the file.
+        presets = {path.stem for path in (ROOT / 'configs' / 'optimizer').glob('*.json')}
+        self.assertEqual(set(optimizer_report.presets(results)), presets)
+        for preset in presets:
+            self.assertEqual(len(optimizer_report.best_runs(results, preset)[0]), 3, preset)
 
     def test_paired_differences(self):
         rows = [[{'seed': [seed], 'val_loss': loss} for seed, loss in enumerate(losses)]
