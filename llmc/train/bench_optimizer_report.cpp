@@ -123,7 +123,7 @@ void OptimizerReport::print_presets() const {
             std::printf("%-19s failed: %s\n", name.c_str(), printable(row.error).c_str());
             continue;
         }
-        std::printf("%-19s %8.4g %7.3g %6.3g %7.2g %7.2g %7.2g %3.0f %% %4.0f %%\n", name.c_str(),
+        std::printf("%-19s %8.3g %7.2g %6.3g %7.2g %7.2g %7.2g %3.0f %% %4.0f %%\n", name.c_str(),
                     row.update.seconds * 1e3, row.norm.seconds * 1e3, row.state,
                     row.flops.plain * 1e-9, per_second(row.flops.plain, row.update) * 1e-12,
                     per_second(row.flops.executed, row.update) * 1e-12, 100 * row.copy_share,
