@@ -144,7 +144,7 @@ void OptimizerReport::print_sets() const {
             continue;
         }
         const NewtonSchulzTime& time = row.time;
-        std::printf("%8.4g %8.3g %8.3g %4.0f %%", time.timing.seconds * 1e3,
+        std::printf("%8.3g %8.3g %8.3g %4.0f %%", time.timing.seconds * 1e3,
                     per_second(time.flops, time.timing) * 1e-12,
                     per_second(time.executed, time.timing) * 1e-12, 100 * row.share);
         if (time.largest >= 0) std::printf(" %7.2g %7.2g", time.largest, time.rms);
