@@ -116,7 +116,7 @@ void OptimizerReport::print_presets() const {
     if (presets_.empty()) return;
     std::printf("\n%-19s %8s %7s %6s %7s %7s %7s %5s %6s\n%-19s %8s %7s %6s %7s %7s %7s %5s %6s\n",
                 "preset", "ms", "norm ms", "state", "GFLOP", "TFLOP/s", "done", "copy", "matmul",
-                "", "", "", "B/param", "", "", "TFLOP/s", "share", "share");
+                "", "", "", "B/elem", "", "", "TFLOP/s", "share", "share");
     for (const PresetRow& row : presets_) {
         const std::string name = printable(row.preset);
         if (!row.error.empty()) {
