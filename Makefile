@@ -194,6 +194,8 @@ $(BUILD)/train_gpt.o: train_gpt.cu
 
 $(BUILD)/llmc/cpu/%.o: CXXFLAGS += $(CPU_OPT) $(BLAS_FLAGS) $(DNNL_FLAGS)
 $(BUILD)/llmc/norm/singular_values.o: CXXFLAGS += $(CPU_OPT)
+# Unfused, so that ranks on processors of different kinds read the same numbers from a message.
+$(patsubst %,$(BUILD)/llmc/dist/%.o,compressor largest low_rank natural): CXXFLAGS += $(CPU_OPT) -ffp-contract=off
 # Published integrals are repeated operation by operation: none may be fused.
 $(BUILD)/llmc/schedule/%.o: CXXFLAGS += -ffp-contract=off
 $(BUILD)/tests/%.o: CXXFLAGS += $(TEST_OPT)
