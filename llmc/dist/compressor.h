@@ -7,13 +7,14 @@
 //   columns   the K columns of largest Euclidean norm; alpha = K / columns.
 //   rank      X ~ P Q, sent as P [m, r] and Q [r, n]. One step of the power method that starts from
 //             the last message's Q, the factor: P = orthonormal basis of X Q^T, Q = P^T X, so
-//             C(X) = P P^T X is a projection of X. It gives up all of X only where X Q^T = 0.
+//             C(X) = P P^T X is a projection of X: alpha is the part of ||X||^2 in that span.
 //
 // A block is sent whole where that is no longer than its parts: a vector or one column by
 // `columns`, a vector or r (m + n) >= m n by `rank`. The values that are sent, those of whole
-// blocks too, are rounded to powers of two where the configuration says `natural`. By `rank` each
-// row of Q is then fitted to what P, rounded, and the rows before have left of X, which keeps C
-// contractive.
+// blocks too, are rounded to powers of two where the configuration says `natural`: alpha is 8/9 of
+// what it was. By `rank` P is rounded first, then each row of Q is fitted to what P and the rows
+// before have left of X, and rounded: alpha is at least 8/9 of the part of ||X||^2 along the first
+// column of the rounded P.
 #pragma once
 
 #include <cstddef>
