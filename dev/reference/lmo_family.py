@@ -109,6 +109,19 @@ def lionmuon(name, role):
                    weight_decay=DECAY, alternate=other)
 
 
+def ef21_muon(name, role):
+    """Its directions; what ranks send each other is in communication.py."""
+    decays = {"decay": "decoupled", "weight_decay": DECAY if role in ("matrix", "head") else 0.0}
+    if role == "matrix":
+        return s.Group(s.ema(0.95), M, JORDAN, lambda m, n: 0.2 * max(m, n) ** 0.5, **decays)
+    return s.Group(s.ema(0.95), M, np.sign, lambda m, n: 0.2, **decays)
+
+
+def falling_momentum(name, role):
+    return s.Group(s.ema_power(2 / 3), M, s.frobenius, decay="decoupled",
+                   weight_decay=DECAY if role in ("matrix", "head") else 0.0)
+
+
 PRESETS = {
     "scion": scion_like(s.ema(0.9), decay="constrained", scales=SCION),
     "scion-unconstrained": scion_like(s.ema(0.9), scales=SCION),
@@ -123,6 +136,10 @@ PRESETS = {
                           radius=lambda m, n: 0.2 * (m * n) ** 0.5),
     "normuon": muon_like(s.nesterov_ema(0.95), post=s.row_moment(0.95), has_row_moment=True),
     "muon-clip": muon_like(s.nesterov(0.95)),
+    "ef21-muon": ef21_muon,
+    "muon-igt": muon_like(s.ema(0.95)),
+    "nsgd-storm": falling_momentum,
+    "nsgd-hessian": falling_momentum,
 }
 
 

@@ -80,6 +80,18 @@ def ema(beta, start="zero"):
     return stage
 
 
+def ema_power(power):
+    """The share of the new gradient falls with the number of updates: (k+1)^-power."""
+
+    def stage(state, g, first):
+        state["t"] = t = state.get("t", 0) + 1
+        eta = t**-power
+        state["momentum"] = (1 - eta) * state["momentum"] + eta * g
+        return state["momentum"]
+
+    return stage
+
+
 def heavy_ball(beta, start="zero"):
     def stage(state, g, first):
         state["momentum"] = beta * old(state, g, first, start) + g

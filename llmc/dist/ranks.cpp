@@ -89,6 +89,20 @@ void Ranks::gather_bytes(const void* mine, size_t bytes, void* all, const char* 
     mesh_->exchange(what, out, in);
 }
 
+void Ranks::exchange(const std::vector<std::vector<std::byte>>& out,
+                     std::vector<std::vector<std::byte>>& in, const char* what) {
+    if (!mesh_) return;
+    std::vector<Outgoing> outgoing;
+    std::vector<Incoming> incoming;
+    for (int r = 0; r < size_; ++r) {
+        if (r == rank_) continue;
+        const size_t at = static_cast<size_t>(r);
+        outgoing.push_back({r, out[at].data(), out[at].size()});
+        incoming.push_back({r, in[at].data(), in[at].size()});
+    }
+    mesh_->exchange(what, outgoing, incoming);
+}
+
 bool Ranks::any(bool mine, const char* what) {
     const std::vector<char> all = gather(static_cast<char>(mine), what);
     return std::any_of(all.begin(), all.end(), [](char each) { return each != 0; });

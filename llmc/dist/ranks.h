@@ -7,6 +7,7 @@
 // collective.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <memory>
 #include <string>
@@ -44,6 +45,10 @@ class Ranks {
     // Every rank gets each piece from its owner.
     void share(float* values, const std::vector<Piece>& pieces, const char* what);
     void share(double* values, const std::vector<Piece>& pieces, const char* what);
+    // out[r] goes to rank r, whose bytes for this one fill in[r]; sizes are known on both sides.
+    // What a rank has for itself stays where it is.
+    void exchange(const std::vector<std::vector<std::byte>>& out,
+                  std::vector<std::vector<std::byte>>& in, const char* what);
     // Rank 0 gets `bytes` from `owner`.
     void hand_to_first(int owner, void* data, size_t bytes, const char* what);
 

@@ -9,6 +9,8 @@
 
 #include "llmc/core/parameter.h"
 #include "llmc/norm/norm.h"
+#include "llmc/optim/estimator.h"
+#include "llmc/optim/outer.h"
 
 namespace lmo {
 
@@ -42,6 +44,7 @@ struct MomentumConfig {
     double eps = 1e-8;                  // adam
     bool eps_inside = false;            // adam
     bool starts_with_gradient = false;  // at the first update the old m is g, not zero
+    double eta_power = 0.0;             // ema: where positive, beta of update k is beta_of()
 };
 
 // Radius of the LMO ball: factor * rule(m, n) for a block of m rows and n columns (n = 1: vector).
@@ -141,6 +144,8 @@ struct OptimizerConfig {
     bool momentum_from_weights = false;
     LayerSamplingConfig sampling;
     double qk_clip = 0.0;  // largest attention score that heads are scaled to; 0: not
+    EstimatorConfig estimator;
+    OuterConfig outer;
 
     bool keeps_gradients() const;  // a group's momentum lives in them
 };

@@ -18,32 +18,6 @@ double decay_of(const DecayConfig& decay, double default_weight, Role role) {
     return decay.weight_decay.value_or(default_weight);
 }
 
-struct MomentumWeights {
-    double u_m, u_g, m_m, m_g;
-};
-
-// u = u_m m + u_g g and m = m_m m + m_g g of the old m: nesterov's u = g + beta (beta m + g).
-MomentumWeights momentum_weights(const MomentumConfig& momentum) {
-    const double beta = momentum.beta;
-    switch (momentum.type) {
-        case MomentumType::ema:
-            return {beta, 1.0 - beta, beta, 1.0 - beta};
-        case MomentumType::heavy_ball:
-            return {beta, 1.0, beta, 1.0};
-        case MomentumType::nesterov:
-            return {beta * beta, 1.0 + beta, beta, 1.0};
-        case MomentumType::nesterov_ema:
-            return {beta * beta, 1.0 - beta * beta, beta, 1.0 - beta};
-        case MomentumType::lion:
-            return {momentum.beta1, 1.0 - momentum.beta1, momentum.beta2, 1.0 - momentum.beta2};
-        case MomentumType::none:
-        case MomentumType::adam:
-        case MomentumType::gradient:
-            break;  // operations of their own
-    }
-    return {0.0, 1.0, 0.0, 0.0};
-}
-
 // The elements of `values` (empty: stays empty) whose `chosen` is true.
 template <typename Value>
 std::vector<Value> pick(const std::vector<Value>& values, const std::vector<bool>& chosen) {
@@ -66,6 +40,28 @@ Tensor first(const Tensor& tensor, size_t count, int64_t of_each = 1) {
 }
 
 }  // namespace
+
+// nesterov's u = g + beta (beta m + g).
+MomentumWeights momentum_weights(const MomentumConfig& momentum, int64_t applied) {
+    const double beta = beta_of(momentum.beta, momentum.eta_power, applied);
+    switch (momentum.type) {
+        case MomentumType::ema:
+            return {beta, 1.0 - beta, beta, 1.0 - beta};
+        case MomentumType::heavy_ball:
+            return {beta, 1.0, beta, 1.0};
+        case MomentumType::nesterov:
+            return {beta * beta, 1.0 + beta, beta, 1.0};
+        case MomentumType::nesterov_ema:
+            return {beta * beta, 1.0 - beta * beta, beta, 1.0 - beta};
+        case MomentumType::lion:
+            return {momentum.beta1, 1.0 - momentum.beta1, momentum.beta2, 1.0 - momentum.beta2};
+        case MomentumType::none:
+        case MomentumType::adam:
+        case MomentumType::gradient:
+            break;  // operations of their own
+    }
+    return {0.0, 1.0, 0.0, 0.0};
+}
 
 std::vector<StateKind> state_kinds(const GroupConfig& config) {
     std::vector<StateKind> kinds;
@@ -186,14 +182,14 @@ size_t OptimizerGroup::workspace_bytes(const Backend& backend, DType master) con
 }
 
 // gradients -> what the norm is taken of, in scratch where the gradients' memory is the momentum.
-void OptimizerGroup::momentum(Backend& backend, const GroupPart& part,
-                              const GroupScalars& scalars) const {
+void OptimizerGroup::momentum(Backend& backend, const GroupPart& part, const GroupScalars& scalars,
+                              int64_t update) const {
     const MomentumConfig& m = config_.momentum;
     if (m.type == MomentumType::adam) {
         backend.adam({part.gradients, part.state(StateSlot::first), part.state(StateSlot::second),
                       scalars.clip_factor, part.step, m.beta1, m.beta2, m.eps, m.eps_inside});
     } else if (!keeps_gradient()) {
-        const MomentumWeights w = momentum_weights(m);
+        const MomentumWeights w = momentum_weights(m, update);
         Momentum operation{
             part.gradients, part.state(StateSlot::first), scalars.clip_factor, w.u_m, w.u_g, w.m_m,
             w.m_g};
@@ -285,7 +281,7 @@ std::vector<bool> OptimizerGroup::low_stable_rank(Backend& backend, const GroupP
 void OptimizerGroup::run(Backend& backend, const GroupPart& part, const GroupScalars& scalars,
                          const Tensor& workspace, int64_t update) const {
     const Direction main{norm_.get(), part.radius, config_.lr_scale};
-    momentum(backend, part, scalars);
+    momentum(backend, part, scalars, update);
     if (!config_.alternate) return move(backend, part, main, scalars, workspace);
 
     const AlternateConfig& alternate = *config_.alternate;

@@ -24,6 +24,13 @@ struct StateKind {
 };
 std::vector<StateKind> state_kinds(const GroupConfig& config);
 
+// Momentum that is linear in the gradient g: u = u_m m + u_g g and m = m_m m + m_g g of the old m,
+// after `applied` updates. (0, 1, 0, 0) for the types that have operations of their own.
+struct MomentumWeights {
+    double u_m, u_g, m_m, m_g;
+};
+MomentumWeights momentum_weights(const MomentumConfig& momentum, int64_t applied);
+
 // Some blocks of a group, and what belongs to each: all vectors are parallel to `blocks`, or empty
 // where the group has no use for them.
 struct GroupPart {
@@ -68,7 +75,7 @@ class OptimizerGroup {
     int64_t scratch_elements() const;  // of the largest part
     // Whether the operations of an update depend on its number or on values of the host: then they
     // cannot be captured once.
-    bool varies() const { return config_.alternate.has_value(); }
+    bool varies() const { return config_.alternate || config_.momentum.eta_power > 0.0; }
     size_t workspace_bytes(const Backend& backend, DType master) const;
 
     // One update of a part, number `update` of its blocks. Issues operations; where the group
@@ -83,7 +90,8 @@ class OptimizerGroup {
         double lr_scale;
     };
     bool keeps_gradient() const { return config_.momentum.type == MomentumType::gradient; }
-    void momentum(Backend& backend, const GroupPart& part, const GroupScalars& scalars) const;
+    void momentum(Backend& backend, const GroupPart& part, const GroupScalars& scalars,
+                  int64_t update) const;
     void move(Backend& backend, const GroupPart& part, const Direction& direction,
               const GroupScalars& scalars, const Tensor& workspace) const;
     void post(Backend& backend, const GroupPart& part, std::span<const Tensor> x,

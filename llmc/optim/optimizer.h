@@ -11,15 +11,9 @@
 #include "llmc/optim/config.h"
 #include "llmc/optim/group.h"
 #include "llmc/optim/sampling.h"
+#include "llmc/optim/state.h"
 
 namespace lmo {
-
-// A piece of optimizer state as checkpoints see it: one per parameter and state, name "NAME.STATE".
-struct StateTensor {
-    std::string name;
-    Tensor tensor;
-    bool in_gradients = false;  // no memory of its own
-};
 
 // Which blocks an optimizer updates; empty: all.
 using OwnedBlocks = std::function<bool(const ParameterBlock&)>;

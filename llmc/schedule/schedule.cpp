@@ -69,6 +69,8 @@ std::string decay_summary(const ScheduleConfig& config, int64_t step) {
         case LrDecayType::wsd:
             return "constant rate, then decay in the last " +
                    updates(config.steps - wsd_decay_start(config, step)) + " of the run";
+        case LrDecayType::power:
+            return "the rate falls by a power " + remaining;
         case LrDecayType::constant:
             break;
     }
@@ -132,6 +134,9 @@ Schedule::Schedule(const ScheduleConfig& config, double kappa) : config_(config)
                     static_cast<int64_t>(config.warmup.rates.size()) <= config.steps,
                 "schedule.warmup.rates must be a list of at least one rate and at most run.steps");
     }
+    require(config.decay.type != LrDecayType::power ||
+                (config.decay.power > 0.0 && config.decay.power <= 1.0),
+            "schedule.decay.power must be above 0 and at most 1");
     require_compat(config);
     if (!adaptive || config.warmup.delta_star_mode == DeltaStarMode::given) return;
     if (config.warmup.delta_star_mode == DeltaStarMode::unweighted) {
@@ -307,6 +312,9 @@ RateStep Schedule::decay(int64_t step, int64_t anchor, double peak,
         }
         case LrDecayType::gap:
             return {std::max(gap_rate(*delta), config_.lr / config.final_div), Phase::decay, delta};
+        case LrDecayType::power:
+            return {peak * std::pow(static_cast<double>(step - anchor + 1), -config.power),
+                    Phase::decay, delta};
         case LrDecayType::constant:
             break;
     }

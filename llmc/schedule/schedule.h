@@ -30,13 +30,14 @@ struct WarmupConfig {
     double max_fraction = 0.5;
 };
 
-enum class LrDecayType { constant, cosine, linear, wsd, gap };
+enum class LrDecayType { constant, cosine, linear, wsd, gap, power };
 enum class WsdShape { linear, cosine, sqrt };
 struct LrDecayConfig {
     LrDecayType type = LrDecayType::constant;
-    double final_div = 1e4;             // all but constant
+    double final_div = 1e4;             // all but constant and power
     double fraction = 0.2;              // wsd: the last part of the run
     WsdShape shape = WsdShape::linear;  // wsd
+    double power = 0.0;                 // power: the peak times (k+1)^-power, k from the anchor
 };
 
 // Behaviours of the published code of arXiv 2602.05813 that we do not default to

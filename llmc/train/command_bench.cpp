@@ -354,7 +354,17 @@ void run_bench_train(const Config& config, const BenchTrainOptions& options) {
     }
     const std::unique_ptr<Backend> backend = make_backend(config.run.device, config.run.threads);
     const ModelPrecision precision = choose_precision(config, *backend);
-    require_memory(*backend, config.model, precision, config.batch.micro_batch, &config.optimizer);
+    if (!config.optimizer.estimator.is_plain() ||
+        config.communication.type != CommunicationType::mean ||
+        config.optimizer.outer.type != OuterType::none) {
+        throw UsageError(options.config +
+                         ": bench train measures updates by plain gradients: expected no other "
+                         "optimizer.estimator, optimizer.communication or optimizer.outer");
+    }
+    require_memory(*backend, config.model, precision, config.batch.micro_batch, [&](Arena& plan) {
+        const Optimizer counted(*backend, plan, config.optimizer, llama_parameters(config.model),
+                                precision.master);
+    });
     TimedBackend timed(*backend);
     RandomTraining training(config, timed, precision);
 

@@ -55,7 +55,7 @@ struct LoadedModel {
         LlamaConfig found = read_hf_config(folder);
         found.keep_text = keep_text;
         if (length > 0) found.seq_len = length;
-        require_memory(*backend, found, precision, batch, nullptr);
+        require_memory(*backend, found, precision, batch, {});
         return found;
     }
 

@@ -7,13 +7,12 @@
 
 #include "llmc/io/console.h"
 #include "llmc/io/files.h"
-#include "llmc/optim/optimizer.h"
 #include "llmc/train/commands.h"
 #include "llmc/train/device.h"
 #include "llmc/train/measure.h"
 #include "llmc/train/plan_words.h"
 #include "llmc/train/resume.h"
-#include "llmc/train/sharding.h"
+#include "llmc/train/stages.h"
 
 namespace lmo {
 
@@ -52,10 +51,10 @@ struct Ownership {
 
     Ownership(const Config& config, const Device& device, const ParameterList& parameters,
               int ranks)
-        : sharding(config.optimizer, parameters, ranks_drift(config, ranks) ? 1 : ranks) {
+        : sharding(make_sharding(config, parameters, ranks)) {
         Arena plan;
-        const Optimizer all(*device.backend, plan, config.optimizer, parameters,
-                            device.precision.master);
+        const UpdateStages all(*device.backend, plan, config, parameters, device.precision.master,
+                               sharding, -1, ranks);
         std::vector<std::map<std::string, size_t>> kinds(sharding.shares.size());
         std::vector<size_t> bytes(kinds.size(), 0);
         std::vector<std::vector<size_t>> by_group(
@@ -65,9 +64,12 @@ struct Ownership {
             const size_t dot = state.name.rfind('.');
             const int parameter = parameters.find(state.name.substr(0, dot));
             const auto owner = static_cast<size_t>(sharding.owners[static_cast<size_t>(parameter)]);
-            kinds[owner][state.name.substr(dot + 1)] += state.tensor.bytes();
-            bytes[owner] += state.tensor.bytes();
-            by_group[owner][group_of(config, parameters[parameter])] += state.tensor.bytes();
+            for (size_t rank = 0; rank < kinds.size(); ++rank) {
+                if (state.spread == Spread::owner && rank != owner) continue;
+                kinds[rank][state.name.substr(dot + 1)] += state.tensor.bytes();
+                bytes[rank] += state.tensor.bytes();
+                by_group[rank][group_of(config, parameters[parameter])] += state.tensor.bytes();
+            }
         }
         heaviest = static_cast<int>(std::max_element(bytes.begin(), bytes.end()) - bytes.begin());
         states = kinds[static_cast<size_t>(heaviest)];
@@ -97,8 +99,10 @@ struct Ownership {
 // Of the rank that takes most.
 size_t bytes_of(const Config& config, const Device& device, const Ownership& ownership,
                 int64_t micro_batch, Arena& plan) {
+    const int ranks = static_cast<int>(ownership.sharding.shares.size());
     plan_memory(*device.backend, plan, config.model, device.precision, micro_batch,
-                &config.optimizer, ownership.sharding.owned_by(ownership.heaviest));
+                memory_of_stages(*device.backend, config, device.precision.master,
+                                 ownership.heaviest, ranks));
     return plan.total();
 }
 
@@ -127,11 +131,34 @@ ordered_json micro_batches(const Config& config, const Device& device, const Own
         {"memory", bytes}, {"largest_micro_batch", largest(kMost, fits)}, {"of_this_batch", even}};
 }
 
-// Gradients to the owners and new weights back: 2 (N-1) times all parameters, over N ranks.
-double bytes_sent(const Device& device, const ParameterList& parameters, int64_t ranks) {
-    const double bytes = static_cast<double>(parameters.count()) *
-                         static_cast<double>(size_of(device.precision.master));
-    return 2.0 * bytes * static_cast<double>(ranks - 1) / static_cast<double>(ranks);
+// What a rank sends in an update, on average over ranks and updates.
+struct Traffic {
+    double up = 0.0, down = 0.0;              // gradients to the owners, new weights to all
+    double whole_up = 0.0, whole_down = 0.0;  // the same without compression, at every update
+};
+
+Traffic traffic_of(const Config& config, const Device& device, const ParameterList& parameters,
+                   int64_t ranks) {
+    const double others = static_cast<double>(ranks - 1) / static_cast<double>(ranks);
+    const DType master = device.precision.master;
+    const double whole =
+        others * static_cast<double>(parameters.count()) * static_cast<double>(size_of(master));
+    Traffic traffic{whole, whole, whole, whole};
+    switch (config.communication.type) {
+        case CommunicationType::mean:
+            break;
+        case CommunicationType::ef21: {
+            const MessageBytes bytes =
+                message_bytes(config.communication, config.optimizer, parameters, master);
+            traffic.up = others * bytes.up;
+            traffic.down = others * bytes.down;
+            break;
+        }
+        case CommunicationType::local:
+            traffic.up /= static_cast<double>(config.optimizer.outer.every);
+            traffic.down /= static_cast<double>(config.optimizer.outer.every);
+    }
+    return traffic;
 }
 
 // Epochs of a run, where its data can be read: a plan needs none.
@@ -199,10 +226,12 @@ ordered_json make_plan(const Config& config, const PlanOptions& options, const D
     const double free = options.memory ? *options.memory * 0x1p30 : device.backend->free_bytes();
     ordered_json parts = ordered_json::object();
     for (const auto& [part, bytes] : memory.parts()) parts[part] = bytes;
+    const Traffic traffic = traffic_of(config, device, parameters, ranks);
     ordered_json plan = {
         {"parameters", parameters.count()},
         {"compute", to_string(device.precision.compute)},
         {"ranks", ranks},
+        {"communication", config.resolved["optimizer"]["communication"]["type"]},
         {"micro_batch", micro_batch},
         {"micro_batches", share / micro_batch},
         {"memory", {{"total", memory.total()}, {"parts", parts}}},
@@ -212,7 +241,10 @@ ordered_json make_plan(const Config& config, const PlanOptions& options, const D
         {"tokens_per_update", tokens},
         {"flops_per_token", flops},
         {"flops_per_update", update},
-        {"bytes_sent_per_update", bytes_sent(device, parameters, ranks)},
+        {"bytes_sent_per_update", traffic.up + traffic.down},
+        {"up_bytes_per_update", traffic.up},
+        {"down_bytes_per_update", traffic.down},
+        {"uncompressed_bytes_per_update", traffic.whole_up + traffic.whole_down},
     };
     if (config.run.steps > 0) {
         const double steps = static_cast<double>(config.run.steps);
@@ -221,7 +253,7 @@ ordered_json make_plan(const Config& config, const PlanOptions& options, const D
                      {"flops", steps * update},
                      {"epochs", epochs(config)}});
     }
-    if (ranks > 1 && !ranks_drift(config, static_cast<int>(ranks))) {
+    if (!optimizer_is_whole(config, static_cast<int>(ranks))) {
         plan["ownership"] = ownership.to_json();
         plan["steps_of_each_rank"] = ownership.sharding.describe();
     }
@@ -249,20 +281,30 @@ void print_run(const ordered_json& plan, const Config& config) {
     std::printf("\n");
 }
 
+void print_traffic(const ordered_json& plan) {
+    if (plan.contains("steps_of_each_rank")) {
+        std::printf("owners     each rank takes the steps of %s\n",
+                    plan["steps_of_each_rank"].get<std::string>().c_str());
+    }
+    const double sent = plan["bytes_sent_per_update"],
+                 whole = plan["uncompressed_bytes_per_update"];
+    std::printf("traffic    %s sent by a rank in an update: %s up to owners, %s of weights down\n",
+                format_bytes(sent).c_str(), format_bytes(plan["up_bytes_per_update"]).c_str(),
+                format_bytes(plan["down_bytes_per_update"]).c_str());
+    if (sent < whole) {
+        std::printf("           %.3g times less than %s without communication \"%s\"\n",
+                    whole / sent, format_bytes(whole).c_str(),
+                    plan["communication"].get<std::string>().c_str());
+    }
+}
+
 void print_cost(const ordered_json& plan) {
     std::printf("work       %s FLOPs a token, %s an update",
                 format_count(plan["flops_per_token"]).c_str(),
                 format_count(plan["flops_per_update"]).c_str());
     if (plan.contains("flops")) std::printf(", %.3g in the run", plan["flops"].get<double>());
     std::printf("\n");
-    if (plan["ranks"] > 1) {
-        std::printf("owners     each rank takes the steps of %s\n",
-                    plan["steps_of_each_rank"].get<std::string>().c_str());
-        std::printf(
-            "traffic    %s sent by a rank in an update: gradients to the owners of their tensors, "
-            "new weights to all\n",
-            format_bytes(plan["bytes_sent_per_update"]).c_str());
-    }
+    if (plan["ranks"] > 1) print_traffic(plan);
     const ordered_json& time = plan["time"];
     if (time.is_null()) {
         std::printf("time       unknown: no such device here; give its peak, --peak TFLOPS\n");
@@ -339,7 +381,7 @@ void run_plan(Config config, const PlanOptions& options) {
     const Device device(config, options.device.empty() ? config.run.device : options.device);
     Arena whole;  // refuses absurd sizes before anything is done by tensor
     plan_memory(*device.backend, whole, config.model, device.precision, config.batch.micro_batch,
-                &config.optimizer);
+                memory_of_stages(*device.backend, config, device.precision.master, 0, 1));
     const ordered_json plan = make_plan(config, options, device, llama_parameters(config.model));
     if (!options.json) return print_plan(plan, config, device);
     std::printf("%s\n", plan.dump().c_str());

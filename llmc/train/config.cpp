@@ -12,7 +12,7 @@
 #include "llmc/train/config_optimizer.h"
 #include "llmc/train/json_merge.h"
 #include "llmc/train/named.h"
-#include "llmc/train/schema.h"
+#include "llmc/train/schema_values.h"
 
 namespace lmo {
 
@@ -201,7 +201,11 @@ void read_schedule(ScheduleConfig& schedule, const Reader& read) {
                                                               {"cosine", LrDecayType::cosine},
                                                               {"linear", LrDecayType::linear},
                                                               {"wsd", LrDecayType::wsd},
-                                                              {"gap", LrDecayType::gap}});
+                                                              {"gap", LrDecayType::gap},
+                                                              {"power", LrDecayType::power}});
+    if (decay.type == LrDecayType::power) {
+        decay.power = *schema::power_of(*find_value(read.tree, "schedule.decay.power"));
+    }
     decay.final_div = read.get("schedule.decay.final_div", decay.final_div);
     decay.fraction = read.get("schedule.decay.fraction", decay.fraction);
     decay.shape = named<WsdShape>(
@@ -270,6 +274,8 @@ Config make_config(Json given, const Provenance& origin, ConfigUse use) {
     config.smoothness_fit = read.get<std::string>("schedule.warmup.fit");
     read_outputs(config, read);
     config.optimizer = read_optimizer(resolution.values, origin);
+    config.communication = read_communication(resolution.values);
+    require_stages(resolution.values, config.optimizer, config.communication, origin);
     config.model.head_maxima = config.optimizer.qk_clip > 0.0;
     if (config.optimizer.keeps_gradients()) require_kept_gradients(read, origin);
     if (config.optimizer.sampling.type != LayerSamplingType::all && config.smoothness.every > 0) {
@@ -351,16 +357,20 @@ void cut_over_ranks(Config& config, int ranks) {
         }
         if (config.smoothness.every > 0) throw UsageError(local + "smoothness.every = 0");
     }
-    if (batch.sequences % ranks != 0) {
-        throw UsageError("batch.sequences = " + std::to_string(batch.sequences) +
-                         ": expected a multiple of " + over + ", which share every batch");
+    // The smallest batch there is; it divides the others.
+    const bool page = config.optimizer.estimator.type == EstimatorType::page;
+    const std::string key = page ? "optimizer.estimator.small" : "batch.sequences";
+    const int64_t sequences = page ? config.optimizer.estimator.small : batch.sequences;
+    if (sequences % ranks != 0) {
+        throw UsageError(key + " = " + std::to_string(sequences) + ": expected a multiple of " +
+                         over + ", which share every batch");
     }
-    const int64_t share = batch.sequences / ranks;
+    const int64_t share = sequences / ranks;
     if (!batch.micro_batch_given) batch.micro_batch = share;
     if (share % batch.micro_batch != 0) {
         throw UsageError("batch.micro_batch = " + std::to_string(batch.micro_batch) +
-                         ": expected a divisor of " + std::to_string(share) +
-                         ", the batch.sequences = " + std::to_string(batch.sequences) + " over " +
+                         ": expected a divisor of " + std::to_string(share) + ", the " + key +
+                         " = " + std::to_string(sequences) + " over " +
                          over + "; leave it out, or set it to " + std::to_string(share));
     }
     set_value(config.resolved, "batch.micro_batch", batch.micro_batch);

@@ -18,6 +18,7 @@
 #include "llmc/model/llama.h"
 #include "llmc/optim/config.h"
 #include "llmc/schedule/schedule.h"
+#include "llmc/train/config_stages.h"
 #include "llmc/train/left_out.h"
 
 namespace lmo {
@@ -52,6 +53,7 @@ struct Config {
     ComputeChoice compute;
     DType residual;  // fp32 or bf16; fp64 when compute is fp64
     OptimizerConfig optimizer;
+    CommunicationConfig communication;
     ScheduleConfig schedule;     // with_measured_gap completes it
     std::string smoothness_fit;  // file that delta_star "measured" is read from; empty: none
     struct Eval {
@@ -81,6 +83,15 @@ struct Config {
 // of their own, as published; nothing is sharded then.
 inline bool ranks_drift(const Config& config, int ranks) {
     return ranks > 1 && config.schedule.compat.local;
+}
+// Whether ranks take their updates alone and meet now and then (optimizer.communication.type
+// "local").
+inline bool ranks_work_alone(const Config& config, int ranks) {
+    return ranks > 1 && config.communication.type == CommunicationType::local;
+}
+// Whether every rank has the whole optimizer; else each has the states of its blocks.
+inline bool optimizer_is_whole(const Config& config, int ranks) {
+    return ranks == 1 || ranks_drift(config, ranks) || ranks_work_alone(config, ranks);
 }
 
 // Which keys a command cannot do without; for `model` the optimizer's are not read.

@@ -11,8 +11,9 @@
 #include "llmc/core/error.h"
 #include "llmc/norm/newton_schulz.h"
 #include "llmc/train/config.h"
+#include "llmc/train/config_stages.h"
 #include "llmc/train/named.h"
-#include "llmc/train/schema.h"
+#include "llmc/train/schema_values.h"
 
 namespace lmo {
 
@@ -51,7 +52,9 @@ MomentumConfig read_momentum(const Json& json) {
                                                         {"gradient", MomentumType::gradient}});
     if (json.value("ema", false)) result.type = MomentumType::nesterov_ema;
     result.starts_with_gradient = json.value("start", "zero") == "gradient";
-    result.beta = json.value("beta", result.beta);
+    const auto given = [&](const char* key) { return json.contains(key) && !json[key].is_null(); };
+    if (given("beta")) result.beta = json["beta"];
+    if (given("eta_power")) result.eta_power = *schema::power_of(json["eta_power"]);
     result.beta1 = json.value("beta1", result.beta1);
     result.beta2 = json.value("beta2", result.beta2);
     result.eps = json.value("eps", result.eps);
@@ -223,6 +226,18 @@ void resolve_step(Json& step, const Provenance& origin, const std::string& path)
     }
 }
 
+// momentum.beta, or momentum.eta_power in its place.
+void require_beta(Resolution& resolution, const Provenance& origin, const std::string& prefix) {
+    if (!resolution.values["momentum"].contains("beta")) return;  // another type
+    const Json* beta = find_value(resolution.values, "momentum.beta");
+    const Json* power = find_value(resolution.values, "momentum.eta_power");
+    if (beta == nullptr && power == nullptr) {
+        resolution.missing.push_back(prefix + "momentum.beta (a number >= 0 and < 1)");
+    } else if (beta != nullptr && power != nullptr) {
+        reject(origin, prefix + "momentum.beta", *beta, "none, as momentum.eta_power is given");
+    }
+}
+
 // `path`: how messages call the list, "groups" in a preset.
 OptimizerGroups read_groups(const Json& list, const Provenance& origin, const std::string& path) {
     OptimizerGroups result;
@@ -241,6 +256,7 @@ OptimizerGroups read_groups(const Json& list, const Provenance& origin, const st
                                       prefix + "match.role or " + prefix + "match.name (\"any\" " +
                                           "as the role takes every parameter that is left)");
         }
+        require_beta(resolution, origin, prefix);
         if (!resolution.missing.empty()) reject_missing(origin.of(prefix), resolution.missing);
         resolve_step(resolution.values["step"], origin, prefix + "step.");
         result.groups.push_back(read_group(resolution.values));
@@ -255,7 +271,8 @@ const std::vector<Key>& preset_keys() {
         const std::string optimizer = "optimizer.";
         std::vector<Key> result;
         for (Key key : config_keys()) {
-            for (const char* name : {"groups", "sampling.", "qk_clip"}) {
+            for (const char* name :
+                 {"groups", "sampling.", "qk_clip", "estimator.", "communication.", "outer."}) {
                 if (key.path.rfind(optimizer + name, 0) != 0) continue;
                 key.path.erase(0, optimizer.size());
                 if (!key.when.key.empty()) key.when.key.erase(0, optimizer.size());
@@ -314,7 +331,7 @@ void add_preset_settings(Json& given, const Provenance& origin) {
     if (name == nullptr || !name->is_string() || find_value(given, "optimizer.groups")) return;
     const Preset preset = find_preset(*name, origin);
     checked_preset(preset);
-    for (const char* key : {"sampling", "qk_clip"}) {
+    for (const char* key : {"sampling", "qk_clip", "estimator", "communication", "outer"}) {
         const std::string path = std::string("optimizer.") + key;
         const auto setting = preset.json.find(key);
         if (setting == preset.json.end() || find_value(given, path)) continue;
@@ -356,6 +373,8 @@ OptimizerConfig read_optimizer(Json& resolved, const Provenance& origin) {
     config.sampling.probability = sampling.value("probability", 1.0);
     config.sampling.period = sampling.value("period", int64_t{1});
     config.sampling.seed = resolved.at("run").at("seed");
+    config.estimator = read_estimator(resolved, config.groups, origin);
+    config.outer = read_outer(resolved);
     if (const Json& decay = optimizer.at("decay"); !decay.is_null()) {
         for (GroupConfig& group : config.groups) replace_decay(group.decay, decay_type(decay));
     }

@@ -94,30 +94,29 @@ constexpr double kMostBytes = 0x1p60;  // counts of bytes stay exact
 }  // namespace
 
 void plan_memory(Backend& backend, Arena& plan, const LlamaConfig& config,
-                 const ModelPrecision& precision, int64_t batch, const OptimizerConfig* optimizer,
-                 const OwnedBlocks& owned) {
+                 const ModelPrecision& precision, int64_t batch, const TakeMemory& update) {
     const double least = least_bytes(config, precision, batch);
     if (least > kMostBytes) {
         throw Error("the model needs at least " + format_bytes(least) +
                     ", which no machine has; use a smaller model, batch or sequence length");
     }
-    const bool training = optimizer != nullptr;
+    const bool training = static_cast<bool>(update);
     const ParameterList parameters = llama_parameters(config);
     const BatchTensors tensors(plan, batch, config.seq_len);
     const Llama model(backend, plan, config, parameters, precision, batch, training);
     const Weights weights(backend, plan, parameters, precision, training);
     if (training) {
         plan.take("gradients", precision.master, {parameters.buffer_length()});
-        const Optimizer counted(backend, plan, *optimizer, parameters, precision.master, owned);
+        update(plan);
     }
     plan.workspace();
 }
 
 void require_memory(Backend& backend, const LlamaConfig& config, const ModelPrecision& precision,
-                    int64_t batch, const OptimizerConfig* optimizer, const OwnedBlocks& owned) {
+                    int64_t batch, const TakeMemory& update) {
     require_free(backend, least_bytes(config, precision, batch));
     Arena plan;
-    plan_memory(backend, plan, config, precision, batch, optimizer, owned);
+    plan_memory(backend, plan, config, precision, batch, update);
     require_free(backend, static_cast<double>(plan.total()));
 }
 

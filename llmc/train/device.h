@@ -1,12 +1,12 @@
 // Choosing a device, its precision, and whether a model fits into its memory.
 #pragma once
 
+#include <functional>
 #include <memory>
 #include <string>
 
 #include "llmc/device/arena.h"
 #include "llmc/model/llama.h"
-#include "llmc/optim/optimizer.h"
 #include "llmc/train/config.h"
 
 namespace lmo {
@@ -17,17 +17,18 @@ std::unique_ptr<Backend> make_backend(const std::string& device, int threads, in
 
 ModelPrecision choose_precision(const Config& config, const Backend& backend);
 
-// Counts in `plan` what a run takes on this backend, with the code that takes it; `optimizer` is
-// null where nothing is trained, `owned` says what this rank updates. Sequences have config.seq_len
-// tokens, `batch` at a time. Throws an Error for sizes beyond all memories.
+// Counts in `plan` what a run takes on this backend, with the code that takes it. `update` takes
+// what an update needs beside weights and gradients (stages.h); without it nothing is trained.
+// Sequences have config.seq_len tokens, `batch` at a time. Throws an Error for sizes beyond all
+// memories.
+using TakeMemory = std::function<void(Arena&)>;
 void plan_memory(Backend& backend, Arena& plan, const LlamaConfig& config,
-                 const ModelPrecision& precision, int64_t batch, const OptimizerConfig* optimizer,
-                 const OwnedBlocks& owned = {});
+                 const ModelPrecision& precision, int64_t batch, const TakeMemory& update);
 
 // Throws an Error where a model needs more memory than the machine has free, before anything is
 // allocated: Linux promises memory that it does not have and later kills who uses it. Arguments
 // as above.
 void require_memory(Backend& backend, const LlamaConfig& config, const ModelPrecision& precision,
-                    int64_t batch, const OptimizerConfig* optimizer, const OwnedBlocks& owned = {});
+                    int64_t batch, const TakeMemory& update);
 
 }  // namespace lmo

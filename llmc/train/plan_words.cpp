@@ -75,6 +75,13 @@ std::vector<std::string> optimizer_in_words(const Config& config) {
     if (optimizer.contains("sampling") && optimizer["sampling"]["type"] != "all") {
         lines.push_back("  layers of an update: " + stage_in_words(optimizer["sampling"]));
     }
+    const auto add_stage = [&](const char* key, const char* off, const char* text) {
+        if (!optimizer.contains(key) || optimizer[key]["type"] == off) return;
+        lines.push_back("  " + std::string(text) + ": " + stage_in_words(optimizer[key]));
+    };
+    add_stage("estimator", "plain", "gradient estimator");
+    add_stage("communication", "mean", "communication");
+    add_stage("outer", "none", "outer step");
     for (const ordered_json& group : optimizer["groups"]) {
         add_group(lines, group, optimizer["weight_decay"]);
     }

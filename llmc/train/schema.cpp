@@ -192,8 +192,17 @@ std::vector<Key> schedule_keys() {
          "smoothing of the loss: share of the old value; 0: none", adaptive},
         {"schedule.warmup.max_fraction", above_to(0, 1), is(0.5),
          "share of the run after which the warm-up ends anyway", adaptive},
-        {"schedule.decay.type", one_of({"constant", "cosine", "linear", "wsd", "gap"}),
-         is("constant"), "how the rate falls; gap keeps following eta of the gap (adaptive only)"},
+        {"schedule.decay.type", one_of({"constant", "cosine", "linear", "wsd", "gap", "power"}),
+         is("constant"),
+         "how the rate falls; gap keeps following eta of the gap (adaptive only); power: "
+         "(k+1)^-p after k updates, of the whole run or since the warm-up"},
+        {"schedule.decay.power",
+         special("a number > 0 and <= 1, or \"1/2\", \"4/7\", \"2/3\", \"5/7\" or \"3/4\"",
+                 [](const Json& v) { return power_of(v).has_value(); }),
+         required(),
+         "p; published for normalized steps: \"3/4\" with Polyak's momentum, \"5/7\" with igt, "
+         "\"2/3\" with storm and hessian",
+         {"schedule.decay.type", {"power"}}},
         {"schedule.decay.final_div", at_least(1), is(1e4), "the rate ends at lr / final_div",
          falling},
         {"schedule.decay.fraction", above_to(0, 1), is(0.2), "last part of the run that decays",
@@ -255,8 +264,8 @@ std::vector<Key> output_keys() {
 const std::vector<Key>& config_keys() {
     static const std::vector<Key> keys = [] {
         std::vector<Key> all;
-        for (const auto& section : {run_and_model_keys(), data_and_step_keys(), schedule_keys(),
-                                    schedule_compat_keys(), output_keys()}) {
+        for (const auto& section : {run_and_model_keys(), data_and_step_keys(), stage_keys(),
+                                    schedule_keys(), schedule_compat_keys(), output_keys()}) {
             all.insert(all.end(), section.begin(), section.end());
         }
         return all;

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <limits>
+#include <optional>
 
 #include "llmc/train/schema.h"
 
@@ -52,5 +53,23 @@ inline Default same_as(const std::string& path) {
         return value == nullptr ? Json() : *value;
     });
 }
+
+// The exponent of a power of the number of updates, written as a number or as one of the published
+// fractions.
+inline std::optional<double> power_of(const Json& value) {
+    if (value.is_number()) {
+        const double power = value;
+        return power > 0 && power <= 1 ? std::optional(power) : std::nullopt;
+    }
+    constexpr std::pair<const char*, double> kFractions[] = {
+        {"1/2", 1.0 / 2}, {"2/3", 2.0 / 3}, {"4/7", 4.0 / 7}, {"5/7", 5.0 / 7}, {"3/4", 3.0 / 4}};
+    for (const auto& [text, power] : kFractions) {
+        if (value == text) return power;
+    }
+    return std::nullopt;
+}
+
+// Estimator, communication, outer stage (schema_stages.cpp).
+std::vector<Key> stage_keys();
 
 }  // namespace lmo::schema

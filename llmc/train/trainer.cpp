@@ -32,14 +32,9 @@ ExitStatus train(Config config, const std::string& resume, Ranks& ranks) {
     checkpoint = ranks.broadcast(checkpoint, "name of the checkpoint");
     const std::unique_ptr<Backend> backend = make_rank_backend(config, ranks);
     const ModelPrecision precision = choose_precision(config, *backend);
-    const bool whole = ranks.size() == 1 || ranks_drift(config, ranks.size());
-    require_memory(*backend, config.model, precision, config.batch.micro_batch,
-                   whole ? &config.optimizer : nullptr);
-    if (!whole) {
-        const Sharding sharding(config.optimizer, llama_parameters(config.model), ranks.size());
-        require_memory(*backend, config.model, precision, config.batch.micro_batch,
-                       &config.optimizer, sharding.owned_by(ranks.rank()));
-    }
+    require_memory(
+        *backend, config.model, precision, config.batch.micro_batch,
+        memory_of_stages(*backend, config, precision.master, ranks.rank(), ranks.size()));
     Trainer trainer(config, *backend, checkpoint, ranks);
     const ExitStatus status = trainer.run();
     ranks.barrier("end");
@@ -66,9 +61,11 @@ Trainer::Trainer(const Config& config, Backend& backend, const std::string& chec
       gradients_{&parameters_,
                  arena_.take("gradients", precision_.master, {parameters_.buffer_length()})},
       drifting_(ranks_drift(config, ranks.size())),
-      sharding_(config.optimizer, parameters_, drifting_ ? 1 : ranks.size()),
-      optimizer_(backend, arena_, config.optimizer, parameters_, precision_.master,
-                 sharding_.owned_by(drifting_ ? 0 : ranks.rank())),
+      alone_(ranks_work_alone(config, ranks.size())),
+      sharding_(make_sharding(config, parameters_, ranks.size())),
+      stages_(backend, arena_, config, parameters_, precision_.master, sharding_, ranks.rank(),
+              ranks.size()),
+      optimizer_(stages_.optimizer),
       schedule_(with_measured_gap(config), warmup_kappa(config.optimizer, parameters_)),
       spikes_(config.log.spike, parameters_.size()),
       validation_samples_(validation_set_, config.data.order, config.data.seed,
@@ -76,7 +73,7 @@ Trainer::Trainer(const Config& config, Backend& backend, const std::string& chec
       console_(config.run.steps, !ranks.first()) {
     arena_.workspace();  // all users have said what they need; fixed before anything is captured
     optimizer_.bind_gradients(gradients_);
-    micro_steps_.resize(static_cast<size_t>(config.model.n_layer) + 1);
+    micro_steps_.resize(2 * (static_cast<size_t>(config.model.n_layer) + 1));
     if (optimizer_.repeats()) {
         update_ = backend_.capture(
             [this] { optimizer_.step(weights_.master(), weights_.copies(), gradients_); });
@@ -100,7 +97,10 @@ ExitStatus Trainer::run() {
             "ranks      " + std::to_string(ranks_.size()) + ", each " +
             std::to_string(micro_batches()) + " x " + std::to_string(config_.batch.micro_batch) +
             " sequences of an update, and " +
-            (drifting_ ? "rates and weights of its own" : "the steps of " + sharding_.describe()));
+            (drifting_ ? "rates and weights of its own"
+             : alone_ ? "updates of its own, and " + std::to_string(config_.optimizer.outer.every) +
+                            " between two meetings"
+                      : "the steps of " + sharding_.describe()));
     }
     if (ranks_.first()) clean_up();
     if (step_ >= config_.run.steps) {
@@ -122,8 +122,8 @@ ExitStatus Trainer::run() {
         try {
             advance();
             // A signal may reach one rank alone; all of them stop after the same update.
-            const bool stop =
-                ranks_.any(signals_.received(), "stop signals") && step_ < config_.run.steps;
+            const bool stop = at_meeting() && ranks_.any(signals_.received(), "stop signals") &&
+                              step_ < config_.run.steps;
             outputs(stop);
             if (stop) return ExitStatus::stopped;
         } catch (const NotFinite& found) {
@@ -171,16 +171,18 @@ Trainer::Update Trainer::update() {
     Update result;
     // The analyzer wants all gradients.
     const bool measured = smoothness_due(step_);
-    const BatchLoss loss =
-        accumulate_gradients(*loader_, measured, measured ? 0 : optimizer_.lowest_layer(applied()));
+    const int64_t lowest = measured ? 0 : optimizer_.lowest_layer(applied());
+    const BatchLoss loss = stages_.estimator ? estimate_gradients(lowest)
+                                             : accumulate_gradients(*loader_, measured, lowest);
     result.loss = loss.mean;
-    result.gradient_norm = gradient_norm();
+    result.gradient_norm = alone_ ? loss.gradient_norm : gradient_norm();
     require_finite(result.loss, result.gradient_norm);
     result.seconds = timer.seconds();
     if (analyzer_ && smoothness_due(step_)) analyzer_->before(weights_.master(), gradients_);
     timer.restart();
     result.first = applied() == 0;
     result.rate = schedule_.next(step_, loss.followed);
+    result.rate.rate = inner_rate(result.rate.rate);
     remember_decisions(result);
     if (result.first && config_.optimizer.momentum_from_weights) {
         optimizer_.start_momentum_from(weights_.master(), result.rate.rate);
@@ -191,21 +193,28 @@ Trainer::Update Trainer::update() {
     backend_.synchronize();
     result.seconds += timer.seconds();
     result.spike = spikes_.observe(result.loss, optimizer_.gradient_norms());
+    const int64_t used = samples_of(step_);
+    samples_ += used;
+    samples_here_ += used;
     ++step_;
     ++updates_here_;
     training_seconds_ += result.seconds;
     return result;
 }
 
-// The micro-step whose backward pass ends with layer `lowest`, recorded when first needed.
-Graph& Trainer::micro_step(int64_t lowest) {
-    std::unique_ptr<Graph>& graph = micro_steps_[static_cast<size_t>(lowest)];
+// The micro-step whose backward pass ends with layer `lowest`, recorded when first needed; `small`:
+// of a small batch, whose mean its gradient is a part of.
+Graph& Trainer::micro_step(int64_t lowest, bool small) {
+    const int64_t index = small ? lowest + config_.model.n_layer + 1 : lowest;
+    std::unique_ptr<Graph>& graph = micro_steps_[static_cast<size_t>(index)];
     if (!graph) {
-        const double tokens_per_update = static_cast<double>(config_.batch.sequences) *
-                                         static_cast<double>(config_.model.seq_len);
-        graph = backend_.capture([this, lowest, tokens_per_update] {
+        int64_t sequences = small ? config_.optimizer.estimator.small : config_.batch.sequences;
+        if (alone_) sequences /= ranks_.size();  // a mean of its own
+        const double tokens =
+            static_cast<double>(sequences) * static_cast<double>(config_.model.seq_len);
+        graph = backend_.capture([this, lowest, tokens] {
             model_.forward_backward(weights_.compute(), gradients_, batch_.tokens, batch_.targets,
-                                    1.0 / tokens_per_update, batch_.loss, lowest);
+                                    1.0 / tokens, batch_.loss, lowest);
         });
     }
     return *graph;
@@ -213,39 +222,56 @@ Graph& Trainer::micro_step(int64_t lowest) {
 
 // The step along the gradients, and what follows it.
 void Trainer::apply_step(double rate) {
+    const ParameterBuffer& master = weights_.master();
     optimizer_.set_scalars(rate, applied());
+    if (stages_.estimator) stages_.estimator->remember(master);
+    if (stages_.outer) stages_.outer->before(master);
+    if (stages_.feedback) stages_.feedback->before_step(master);
     if (update_) {
         update_->launch();
     } else {
-        optimizer_.step(weights_.master(), weights_.copies(), gradients_);
+        optimizer_.step(master, weights_.copies(), gradients_);
     }
-    share_weights();
+    if (stages_.outer) take_outer_step();
+    sent_down_ = 0;
+    if (meets_after_this_update()) share_weights();
     if (config_.optimizer.qk_clip == 0.0) return;
     share_head_maxima();
-    model_.clip_heads(weights_.master(), weights_.copies(), config_.optimizer.qk_clip);
+    model_.clip_heads(master, weights_.copies(), config_.optimizer.qk_clip);
 }
 
-// Mean loss over all micro-batches of all ranks; leaves the gradient of it in gradients_.
-Trainer::BatchLoss Trainer::accumulate_gradients(Loader& loader, bool everywhere, int64_t lowest) {
+Trainer::LocalLoss Trainer::compute_gradients(const NextBatch& next, int64_t count, int64_t lowest,
+                                              bool small) {
     optimizer_.clear(gradients_);
     backend_.zero(batch_.loss);
     if (config_.model.head_maxima) backend_.zero(model_.head_maxima());
-    Graph& graph = micro_step(lowest);
+    Graph& graph = micro_step(lowest, small);
     double before_last = 0.0;
-    for (int64_t done = 0; done < micro_batches(); ++done) {
-        const HostBatch& host = loader.next();
+    for (int64_t done = 0; done < count; ++done) {
+        const HostBatch& host = next();
         backend_.copy_in(batch_.tokens, host.inputs.data());
         backend_.copy_in(batch_.targets, host.targets.data());
-        const bool last = done + 1 == micro_batches();
-        if (last && done > 0 && config_.schedule.compat.last_micro_batch) {
+        if (done > 0 && done + 1 == count && config_.schedule.compat.last_micro_batch) {
             backend_.copy_out(&before_last, batch_.loss);
         }
         graph.launch();
     }
     double loss = 0.0;
     backend_.copy_out(&loss, batch_.loss);
+    // A rank that works alone has means of its own.
+    const double part = alone_ ? 1.0 / static_cast<double>(ranks_.size()) : 1.0;
+    computed_ += count * config_.batch.micro_batch * ranks_.size();
+    return {part * loss, part * (loss - before_last), decisions_, 0.0};
+}
+
+// Mean loss over all micro-batches of all ranks; leaves the gradient of it in gradients_.
+Trainer::BatchLoss Trainer::accumulate_gradients(Loader& loader, bool everywhere, int64_t lowest) {
+    computed_ = 0;
+    LocalLoss loss = compute_gradients([&]() -> const HostBatch& { return loader.next(); },
+                                       micro_batches(), lowest, false);
     sum_gradients(everywhere);
-    return combine({loss, loss - before_last, decisions_});
+    if (alone_) loss.gradient_norm = gradient_norm();
+    return combine(loss);
 }
 
 void Trainer::log_update(const Update& update) {
@@ -253,14 +279,15 @@ void Trainer::log_update(const Update& update) {
     if (update.first) log_schedule();
     if (!schedule_.message().empty()) console_.message(schedule_.message());
 
-    const double tokens =
-        static_cast<double>(config_.batch.sequences) * static_cast<double>(config_.model.seq_len);
-    const double tokens_per_second = tokens / update.seconds;
-    const double mfu = tokens_per_second * flops_per_token(config_.model) / peak_flops_;
+    const double length = static_cast<double>(config_.model.seq_len);
+    const double tokens_per_second =
+        static_cast<double>(samples_of(index)) * length / update.seconds;
+    const double mfu = static_cast<double>(computed_) * length / update.seconds *
+                       flops_per_token(config_.model) / peak_flops_;
     if (index % config_.log.every == 0 || step_ == config_.run.steps) {
         ordered_json line = {{"type", "train"},
                              {"step", index},
-                             {"tokens", static_cast<int64_t>(tokens) * step_},
+                             {"tokens", samples_ * config_.model.seq_len},
                              {"loss", update.loss},
                              {"lr", update.rate.rate}};
         if (update.rate.delta) line["delta"] = *update.rate.delta;
@@ -269,6 +296,7 @@ void Trainer::log_update(const Update& update) {
         line["tokens_per_s"] = tokens_per_second;
         line["mfu"] = mfu;
         line["step_ms"] = update.seconds * 1e3;
+        add_traffic(line);
         record(line);
     }
     if (update.spike) log_spike(*update.spike, update.loss);
@@ -358,9 +386,8 @@ void Trainer::sample() {
 }
 
 void Trainer::log_summary() {
-    const double tokens = static_cast<double>(config_.batch.sequences) *
-                          static_cast<double>(config_.model.seq_len) *
-                          static_cast<double>(updates_here_);
+    const double tokens =
+        static_cast<double>(samples_here_) * static_cast<double>(config_.model.seq_len);
     double sent = static_cast<double>(ranks_.bytes_sent());  // of this process, like the updates
     ranks_.sum(&sent, 1, "bytes sent");
     const std::vector<size_t> memory = ranks_.gather(arena_.total(), "memory");

@@ -1,6 +1,7 @@
 // One training run: the loop, its checkpoints and its metrics.
 #pragma once
 
+#include <functional>
 #include <memory>
 #include <string>
 #include <vector>
@@ -12,7 +13,6 @@
 #include "llmc/dist/ranks.h"
 #include "llmc/io/console.h"
 #include "llmc/io/metrics.h"
-#include "llmc/optim/optimizer.h"
 #include "llmc/schedule/schedule.h"
 #include "llmc/smoothness/analyzer.h"
 #include "llmc/train/config.h"
@@ -20,6 +20,7 @@
 #include "llmc/train/sharding.h"
 #include "llmc/train/signals.h"
 #include "llmc/train/spike.h"
+#include "llmc/train/stages.h"
 #include "llmc/train/validation.h"
 #include "llmc/train/weights.h"
 
@@ -51,13 +52,14 @@ class Trainer {
     Update update();
     struct BatchLoss {  // of the global batch
         double mean;
-        double followed;  // what an adaptive schedule is to follow
+        double followed;       // what an adaptive schedule is to follow
+        double gradient_norm;  // of ranks that work alone: root of the mean square over them
     };
     // `everywhere`: on several ranks too the gradients are complete, not those alone that this one
     // owns.
     // The backward pass ends with layer `lowest`.
     BatchLoss accumulate_gradients(Loader& loader, bool everywhere, int64_t lowest);
-    Graph& micro_step(int64_t lowest);
+    Graph& micro_step(int64_t lowest, bool small);
     void apply_step(double rate);
 
     // What several ranks do (trainer_ranks.cpp).
@@ -65,20 +67,45 @@ class Trainer {
         double mean_part;      // of the global mean: the parts of the ranks add up to it
         double last_part;      // what the last micro-batch adds to that
         uint64_t fingerprint;  // of all decisions so far
+        double gradient_norm;  // of a rank that works alone
     };
+    // The gradient at these weights of `count` micro-batches, which `next` gives one by one.
+    using NextBatch = std::function<const HostBatch&()>;
+    LocalLoss compute_gradients(const NextBatch& next, int64_t count, int64_t lowest, bool small);
+
+    // Estimators, outer stage and what an update uses up (trainer_stages.cpp).
+    BatchLoss estimate_gradients(int64_t lowest);
+    void clip_estimate(bool corrected);
+    double global_norm(const ParameterBuffer& buffer);
+    int64_t samples_of(int64_t update) const;
+    int64_t samples_before(int64_t update) const;
+    double inner_rate(double rate) const;
+    void take_outer_step();
+    // Whether the ranks have the same weights, now and after this update.
+    bool at_meeting() const { return !alone_ || step_ == config_.run.steps || meets(step_); }
+    bool meets_after_this_update() const {
+        return !alone_ || step_ + 1 == config_.run.steps || meets(step_ + 1);
+    }
+    bool meets(int64_t updates) const { return updates % config_.optimizer.outer.every == 0; }
     std::unique_ptr<Loader> make_loader(uint64_t seed, int64_t position);
-    int64_t micro_batches() const;  // of this rank in an update
+    int64_t micro_batches(bool small = false) const;  // of this rank in a batch
     BatchLoss combine(const LocalLoss& local);
     template <typename Change>
     void on_host(const Tensor& tensor, Change change);
     void sum_gradients(bool everywhere);
+    void sum_over_ranks(const Tensor& flat, bool everywhere);
     double gradient_norm();
+    void add_up_owned(std::vector<double>& sums);
     void share_weights();
+    void average_weights();
     void share_head_maxima();
     std::vector<TensorSource> state_sources();
+    std::vector<double> saved_state(const SafetensorsFile& file, const StateTensor& state,
+                                    int64_t saved_ranks) const;
     void remember_decisions(const Update& update);
     void require_same_start();
     void require_same_weights(const std::vector<double>& squares);
+    void add_traffic(nlohmann::ordered_json& line);
     void record(const nlohmann::ordered_json& line);
     void outputs(bool stop);
 
@@ -132,8 +159,10 @@ class Trainer {
     Weights weights_;
     ParameterBuffer gradients_;
     const bool drifting_;  // schedule.compat.loss_source "local" on several ranks
+    const bool alone_;     // optimizer.communication.type "local" on several ranks
     Sharding sharding_;
-    Optimizer optimizer_;
+    UpdateStages stages_;
+    Optimizer& optimizer_;  // of them
     Schedule schedule_;
     SpikeDetector spikes_;
     LeftOut left_out_;
@@ -154,13 +183,17 @@ class Trainer {
     std::vector<double> initial_squares_;  // of the initial weights, for rollback to recognise them
     double peak_flops_ = 0.0;
 
-    int64_t step_ = 0;         // updates done, those left out included
-    int64_t saved_step_ = -1;  // of the newest checkpoint, which is
+    int64_t step_ = 0;                     // updates done, those left out included
+    int64_t samples_ = 0;                  // of the data that they used up
+    int64_t computed_ = 0;                 // sequences whose gradients the last update took
+    int64_t sent_up_ = 0, sent_down_ = 0;  // bytes of this rank in the last update
+    int64_t saved_step_ = -1;              // of the newest checkpoint, which is
     std::string saved_folder_;
     double validation_loss_ = 0.0;
     std::string summary_;            // the last line for people
     double training_seconds_ = 0.0;  // updates only, of this process
     int64_t updates_here_ = 0;       // of this process, repeated ones included
+    int64_t samples_here_ = 0;       // that these used up
 };
 
 }  // namespace lmo

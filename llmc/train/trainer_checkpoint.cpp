@@ -34,24 +34,25 @@ void Trainer::load_initial_weights() {
 void Trainer::start(const std::string& checkpoint) {
     if (checkpoint.empty()) {
         load_initial_weights();
-        optimizer_.initialise(weights_.master());
+        stages_.initialise(weights_.master(), config_.run.seed);
         schedule_.restore({});
         spikes_.restore(nullptr);
         left_out_ = {};
         step_ = 0;
+        samples_ = 0;
         saved_step_ = -1;
     } else {
         load(checkpoint);
     }
     decisions_ = 0;
-    loader_ = make_loader(config_.data.seed, step_ * config_.batch.sequences);
+    loader_ = make_loader(config_.data.seed, samples_);
 }
 
 nlohmann::json Trainer::state() const {
     const ScheduleState& s = schedule_.state();
     return {{"format", 1},
             {"updates", step_},
-            {"samples", step_ * config_.batch.sequences},
+            {"samples", samples_},
             {"train_sequences", train_set_.sequences()},
             {"data", data_},
             {"schedule",
@@ -140,18 +141,17 @@ void Trainer::load(const std::string& checkpoint) {
             return optimizer.read(p.name + ".master", extents(p.shape));
         });
     }
-    for (const StateTensor& state : optimizer_.states()) {
-        copy_in_converted(backend_, state.tensor,
-                          optimizer.read(state.name, extents(state.tensor.shape)));
+    const RunState saved = read_run_state(checkpoint);
+    for (const StateTensor& state : stages_.states()) {
+        copy_in_converted(backend_, state.tensor, saved_state(optimizer, state, saved.ranks));
     }
-    restore_state(read_run_state(checkpoint), checkpoint);
+    restore_state(saved, checkpoint);
     saved_step_ = step_;
     saved_folder_ = checkpoint;
 }
 
 void Trainer::restore_state(const RunState& saved, const std::string& checkpoint) {
-    if (saved.samples % config_.batch.sequences != 0 ||
-        saved.samples / config_.batch.sequences != saved.updates) {
+    if (saved.samples != samples_before(saved.updates)) {
         throw Error(checkpoint + "/state.json: updates, samples and batch.sequences disagree");
     }
     require_same_data_as(checkpoint, saved);
@@ -183,6 +183,7 @@ void Trainer::restore_state(const RunState& saved, const std::string& checkpoint
     }
     schedule_.restore(saved.schedule);
     step_ = saved.updates;
+    samples_ = saved.samples;
 }
 
 }  // namespace lmo

@@ -76,13 +76,16 @@ void Trainer::skip(const NotFinite& found) {
     record(metrics_line(step_, found.trouble));
     console_.warning(std::string(found.what()) + "; left out, " + std::to_string(before + 1) +
                      " in a row of at most " + std::to_string(limit) + " (run.nonfinite_limit)");
+    samples_ += samples_of(step_);
     ++step_;
 }
 
 // On the way to where the run was before a rollback.
 void Trainer::leave_out_again(const Trouble& trouble) {
-    for (int64_t done = 0; done < micro_batches(); ++done) loader_->next();
+    const int64_t used = samples_of(step_), at_once = ranks_.size() * config_.batch.micro_batch;
+    for (int64_t done = 0; done < used / at_once; ++done) loader_->next();
     record(metrics_line(step_, trouble));
+    samples_ += used;
     ++step_;
 }
 

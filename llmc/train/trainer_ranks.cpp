@@ -5,12 +5,22 @@
 // checkpoint the weights.
 #include <algorithm>
 #include <cassert>
+#include <cmath>
 #include <map>
 
 #include "llmc/train/rank_setup.h"
 #include "llmc/train/trainer.h"
 
 namespace lmo {
+
+namespace {
+
+// How a checkpoint calls what rank `rank` has for itself.
+std::string name_on_rank(const std::string& name, int rank) {
+    return rank == 0 ? name : name + ".rank" + std::to_string(rank);
+}
+
+}  // namespace
 
 // The micro-batches of all ranks are consecutive in the global order: number n of the run belongs
 // to rank n mod size.
@@ -21,8 +31,9 @@ std::unique_ptr<Loader> Trainer::make_loader(uint64_t seed, int64_t position) {
         ranks_.size() * micro_batch, config_.batch.one_rank_micro_batch);
 }
 
-int64_t Trainer::micro_batches() const {
-    return config_.batch.sequences / ranks_.size() / config_.batch.micro_batch;
+int64_t Trainer::micro_batches(bool small) const {
+    const int64_t sequences = small ? config_.optimizer.estimator.small : config_.batch.sequences;
+    return sequences / ranks_.size() / config_.batch.micro_batch;
 }
 
 Trainer::BatchLoss Trainer::combine(const LocalLoss& local) {
@@ -40,11 +51,14 @@ Trainer::BatchLoss Trainer::combine(const LocalLoss& local) {
         sum.last_part += all[r].last_part;
     }
     const double size = static_cast<double>(ranks_.size());
+    double squares = 0.0;
+    for (const LocalLoss& each : all) squares += each.gradient_norm * each.gradient_norm;
+    const double norm = std::sqrt(squares / size);
     const auto part = [&](const LocalLoss& loss) {
         return compat.last_micro_batch ? loss.last_part : loss.mean_part;
     };
-    if (compat.local) return {sum.mean_part, size * part(local)};
-    return {sum.mean_part, compat.rank0 ? size * part(all[0]) : part(sum)};
+    if (compat.local) return {sum.mean_part, size * part(local), norm};
+    return {sum.mean_part, compat.rank0 ? size * part(all[0]) : part(sum), norm};
 }
 
 // Changes a tensor of master type in host memory, where the other ranks can reach it.
@@ -62,31 +76,85 @@ void Trainer::on_host(const Tensor& tensor, Change change) {
     backend_.copy_in(tensor, host_.data());
 }
 
-void Trainer::sum_gradients(bool everywhere) {
-    on_host(gradients_.flat, [&](auto* values) {
+void Trainer::sum_over_ranks(const Tensor& flat, bool everywhere) {
+    on_host(flat, [&](auto* values) {
         if (everywhere || drifting_) {
-            ranks_.sum(values, gradients_.flat.count(), "sum of gradients");
+            ranks_.sum(values, flat.count(), "sum of gradients");
         } else {
             ranks_.sum_to_owners(values, sharding_.pieces, "sum of gradients");
         }
     });
 }
 
-double Trainer::gradient_norm() {
-    if (ranks_.size() == 1 || drifting_) return optimizer_.gradient_norm(gradients_);
-    return optimizer_.gradient_norm(gradients_, [this](std::vector<double>& sums) {
-        for (size_t i = 0; i < sums.size(); ++i) {
-            if (sharding_.owners[i] != ranks_.rank()) sums[i] = 0.0;
+// Nothing where ranks work alone. With error feedback, what the optimizer is to step by.
+void Trainer::sum_gradients(bool everywhere) {
+    if (alone_) return;
+    const int64_t before = ranks_.bytes_sent();
+    if (ErrorFeedback* feedback = stages_.feedback ? &*stages_.feedback : nullptr) {
+        feedback->smooth(gradients_, applied());
+        if (feedback->compresses_up(applied())) {
+            feedback->send_up(gradients_, ranks_);
+        } else {
+            feedback->before_sum(gradients_);
+            sum_over_ranks(gradients_.flat, false);
+            feedback->after_sum(gradients_);
         }
-        ranks_.sum(sums.data(), static_cast<int64_t>(sums.size()), "norms of gradients");
-    });
+    } else {
+        sum_over_ranks(gradients_.flat, everywhere);
+    }
+    sent_up_ = ranks_.bytes_sent() - before;
+}
+
+double Trainer::gradient_norm() {
+    if (ranks_.size() == 1 || drifting_ || alone_) return optimizer_.gradient_norm(gradients_);
+    return optimizer_.gradient_norm(gradients_,
+                                    [this](std::vector<double>& sums) { add_up_owned(sums); });
+}
+
+// Sums of squares by parameter, of which this rank has its own.
+void Trainer::add_up_owned(std::vector<double>& sums) {
+    for (size_t i = 0; i < sums.size(); ++i) {
+        if (sharding_.owners[i] != ranks_.rank()) sums[i] = 0.0;
+    }
+    ranks_.sum(sums.data(), static_cast<int64_t>(sums.size()), "norms of gradients");
 }
 
 void Trainer::share_weights() {
-    if (ranks_.size() == 1 || drifting_) return;
-    on_host(weights_.master().flat,
-            [&](auto* values) { ranks_.share(values, sharding_.pieces, "new weights"); });
-    weights_.refresh_copies();
+    const int64_t before = ranks_.bytes_sent();
+    if (stages_.feedback && stages_.feedback->compresses_down()) {
+        stages_.feedback->send_down(weights_.master(), ranks_);
+        weights_.refresh_copies();
+    } else if (ranks_.size() > 1 && !drifting_) {
+        on_host(weights_.master().flat,
+                [&](auto* values) { ranks_.share(values, sharding_.pieces, "new weights"); });
+        weights_.refresh_copies();
+    }
+    sent_down_ = ranks_.bytes_sent() - before;
+}
+
+// The mean of the weights of all ranks, on the owners.
+void Trainer::average_weights() {
+    const int64_t before = ranks_.bytes_sent();
+    on_host(weights_.master().flat, [&](auto* values) {
+        ranks_.sum_to_owners(values, sharding_.pieces, "sum of weights");
+        using Value = std::decay_t<decltype(*values)>;
+        const Value size = static_cast<Value>(ranks_.size());
+        for (const Piece& piece : sharding_.pieces) {
+            if (piece.owner != ranks_.rank()) continue;
+            Value* const own = values + piece.offset;
+            for (int64_t i = 0; i < piece.count; ++i) own[i] /= size;
+        }
+    });
+    sent_up_ = ranks_.bytes_sent() - before;
+}
+
+// Bytes that all ranks sent for this update: gradients (or weights to be averaged), new weights.
+void Trainer::add_traffic(nlohmann::ordered_json& line) {
+    if (ranks_.size() == 1) return;
+    double sent[] = {static_cast<double>(sent_up_), static_cast<double>(sent_down_)};
+    ranks_.sum(sent, 2, "bytes sent");
+    line["up_bytes"] = static_cast<int64_t>(sent[0]);
+    line["down_bytes"] = static_cast<int64_t>(sent[1]);
 }
 
 // The largest scores are of the whole batch. A sum over slots that only their rank fills is the
@@ -105,33 +173,67 @@ void Trainer::share_head_maxima() {
     });
 }
 
-// The states of all ranks in the order of one, on rank 0: those of others in host memory.
+// The states of all ranks in the order of one, on rank 0: those of others in host memory. What
+// every rank has for itself is there once for each, "NAME.STATE.rank1" that of rank 1.
 std::vector<TensorSource> Trainer::state_sources() {
     std::map<std::string, Tensor> own;
-    for (const StateTensor& state : optimizer_.states()) own[state.name] = state.tensor;
+    for (const StateTensor& state : stages_.states()) own[state.name] = state.tensor;
     Arena plan;
-    const Optimizer all(backend_, plan, config_.optimizer, parameters_, precision_.master);
+    const UpdateStages all(backend_, plan, config_, parameters_, precision_.master, sharding_, -1,
+                           ranks_.size());
     std::vector<TensorSource> sources;
-    for (const StateTensor& state : all.states()) {
-        const int parameter = parameters_.find(state.name.substr(0, state.name.rfind('.')));
-        const int owner = sharding_.owners[static_cast<size_t>(parameter)];
+    const auto add = [&](const StateTensor& state, const std::string& name, int owner) {
         if (owner == 0) {
             if (ranks_.first()) {
-                sources.push_back(tensor_source(backend_, state.name, own.at(state.name)));
+                sources.push_back(tensor_source(backend_, name, own.at(state.name)));
             }
-            continue;
+            return;
         }
         const size_t bytes = state.tensor.bytes();
         const bool concerned = ranks_.first() || owner == ranks_.rank();
         const auto host = std::make_shared<std::vector<std::byte>>(concerned ? bytes : 0);
         if (owner == ranks_.rank()) backend_.copy_out(host->data(), own.at(state.name));
         ranks_.hand_to_first(owner, host->data(), bytes, "optimizer state");
-        sources.push_back(
-            {state.name, state.tensor.dtype, extents(state.tensor.shape), [host](void* to) {
-                 std::copy(host->begin(), host->end(), static_cast<std::byte*>(to));
-             }});
+        sources.push_back({name, state.tensor.dtype, extents(state.tensor.shape), [host](void* to) {
+                               std::copy(host->begin(), host->end(), static_cast<std::byte*>(to));
+                           }});
+    };
+    for (const StateTensor& state : all.states()) {
+        switch (state.spread) {
+            case Spread::owner: {
+                const int parameter = parameters_.find(state.name.substr(0, state.name.rfind('.')));
+                add(state, state.name, sharding_.owners[static_cast<size_t>(parameter)]);
+                break;
+            }
+            case Spread::alike:
+                add(state, state.name, 0);
+                break;
+            case Spread::each:
+            case Spread::share:
+                for (int r = 0; r < ranks_.size(); ++r) add(state, name_on_rank(state.name, r), r);
+        }
     }
     return sources;
+}
+
+// A state of this rank from the checkpoint of `saved_ranks` ranks.
+std::vector<double> Trainer::saved_state(const SafetensorsFile& file, const StateTensor& state,
+                                         int64_t saved_ranks) const {
+    const std::vector<int64_t> shape = extents(state.tensor.shape);
+    const bool own = state.spread == Spread::each || state.spread == Spread::share;
+    if (!own) return file.read(state.name, shape);
+    if (saved_ranks == ranks_.size()) {
+        return file.read(name_on_rank(state.name, ranks_.rank()), shape);
+    }
+    std::vector<double> sum = file.read(state.name, shape);
+    for (int r = 1; r < saved_ranks; ++r) {
+        const std::vector<double> more = file.read(name_on_rank(state.name, r), shape);
+        for (size_t i = 0; i < sum.size(); ++i) sum[i] += more[i];
+    }
+    const double parts = state.spread == Spread::each ? static_cast<double>(saved_ranks)
+                                                      : static_cast<double>(ranks_.size());
+    for (double& value : sum) value /= parts;
+    return sum;
 }
 
 void Trainer::remember_decisions(const Update& update) {
@@ -157,7 +259,7 @@ void Trainer::require_same_start() {
 }
 
 void Trainer::require_same_weights(const std::vector<double>& squares) {
-    if (drifting_) return;
+    if (drifting_ || !at_meeting()) return;
     ranks_.require_equal(fingerprint(squares), "weights",
                          "holds other weights than rank 0 after " + std::to_string(step_) +
                              " updates, which are not saved; a fault of a machine, or of this "

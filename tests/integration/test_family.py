@@ -9,7 +9,7 @@ PRESETS = sorted(path.stem for path in (ROOT / 'configs' / 'optimizer').glob('*.
 RATES = {'adamw': 0.01, 'muon': 0.02, 'muon-kj': 0.02, 'lion': 0.003, 'signum': 0.003, 'nsgd': 0.05, 'scion': 2e-4,
          'scion-unconstrained': 2e-4, 'scion-light': 2e-4, 'soda': 2e-4, 'gluon': 1.0, 'clipped-scion': 0.01,
          'lionmuon': 0.02, 'normuon': 0.02, 'muon-clip': 0.02, 'schatten': 0.02, 'inexact-muon': 0.02,
-         'drop-muon': 0.02}
+         'drop-muon': 0.02, 'ef21-muon': 0.02, 'muon-igt': 0.02, 'nsgd-storm': 0.1, 'nsgd-hessian': 0.1}
 
 
 class FamilyTest(CliTest):

@@ -70,10 +70,11 @@ inline OptimizerConfig config_of(nlohmann::ordered_json optimizer) {
 
 // Every file of configs/optimizer; test_optimizer.cpp checks that it is.
 inline const std::vector<std::string> kPresets = {
-    "adamw",     "muon",          "muon-kj",  "lion",        "signum",
-    "nsgd",      "scion",         "soda",     "scion-light", "scion-unconstrained",
-    "gluon",     "clipped-scion", "normuon",  "schatten",    "inexact-muon",
-    "drop-muon", "lionmuon",      "muon-clip"};
+    "adamw",      "muon",          "muon-kj",   "lion",        "signum",
+    "nsgd",       "scion",         "soda",      "scion-light", "scion-unconstrained",
+    "gluon",      "clipped-scion", "normuon",   "schatten",    "inexact-muon",
+    "drop-muon",  "lionmuon",      "muon-clip", "ef21-muon",   "muon-igt",
+    "nsgd-storm", "nsgd-hessian"};
 
 inline OptimizerConfig preset(const std::string& name, double weight_decay = 0.1) {
     return config_of(

@@ -166,8 +166,13 @@ TEST_F(Nonfinite, EveryPresetWithOneBadMicroBatch) {
     for (const EmbeddedPreset& preset : embedded_presets()) {
         SCOPED_TRACE(preset.name);
         settings_["optimizer"]["preset"] = preset.name;
-        // Momentum that lives in the gradients is neither clipped nor skipped.
-        const bool kept = std::string(preset.name) == "scion-light";
+        // Momentum that has seen a gradient before its norm is known is neither clipped nor skipped.
+        const std::string name = preset.name;
+        const bool kept = name == "scion-light" || name == "ef21-muon";
+        // reference() takes the plain gradient of each batch.
+        const std::string json = preset.json;
+        const bool simulated = json.find("\"estimator\"") == std::string::npos &&
+                               json.find("\"communication\"") == std::string::npos;
         settings_["optimizer"]["clip_norm"] = kept ? 0.0 : 1.0;
         policy(kept ? "rollback" : "skip");
         for (const int64_t bad : {0, 1}) {
@@ -176,10 +181,19 @@ TEST_F(Nonfinite, EveryPresetWithOneBadMicroBatch) {
             if (kept) break;
             const std::string run = preset.name + std::to_string(bad);
             EXPECT_EQ(train(run), "");
-            EXPECT_EQ(saved(run), reference({2}));
+            if (simulated) {
+                EXPECT_EQ(saved(run), reference({2}));
+            }
         }
         policy("rollback");
         EXPECT_EQ(train(preset.name), "");
+        if (!simulated) {
+            // Both ways leave the same behind, where there are two.
+            if (!kept) {
+                EXPECT_EQ(saved(preset.name), saved(name + "0"));
+            }
+            continue;
+        }
         EXPECT_EQ(saved(preset.name), reference({2}));
     }
 }

@@ -1,0 +1,183 @@
+#include "llmc/optim/estimator.h"
+
+#include <algorithm>
+#include <cmath>
+
+#include "llmc/core/random.h"
+
+namespace lmo {
+
+namespace {
+
+constexpr uint64_t kStream = 0x657374696d61746f;  // "estimato": apart from the streams of tensors
+
+std::vector<Tensor> views(const ParameterBuffer& buffer) {
+    std::vector<Tensor> result;
+    for (int i = 0; i < buffer.list->size(); ++i) result.push_back(buffer[i]);
+    return result;
+}
+
+}  // namespace
+
+double beta_of(double beta, double eta_power, int64_t applied) {
+    if (eta_power == 0.0) return beta;
+    return 1.0 - std::pow(static_cast<double>(applied + 1), -eta_power);
+}
+
+bool EstimatorConfig::takes_small(int64_t update) const {
+    return type == EstimatorType::page && update > 0 &&
+           random_uniform(seed, kStream, static_cast<uint64_t>(update)) >= probability;
+}
+
+Estimator::Estimator(Backend& backend, Arena& arena, const EstimatorConfig& config,
+                     const ParameterList& parameters, DType master,
+                     const std::function<bool(int)>& owned)
+    : backend_(backend), arena_(arena), config_(config) {
+    const auto take = [&] {
+        return ParameterBuffer{&parameters,
+                               arena.take("estimator", master, {parameters.buffer_length()})};
+    };
+    if (config.type != EstimatorType::plain) {
+        previous_ = take();
+        here_ = take();
+        for (int i = 0; i < parameters.size(); ++i) {
+            const Tensor view = previous_.flat.empty()
+                                    ? Tensor{nullptr, master, parameters[i].shape}
+                                    : previous_[i];
+            states_.push_back({parameters[i].name + ".previous", view, false, Spread::alike});
+        }
+    }
+    if (config.corrects()) correction_ = take();
+    if (config.type == EstimatorType::page) {
+        estimates_.resize(static_cast<size_t>(parameters.size()));
+        for (int i = 0; i < parameters.size(); ++i) {
+            if (owned && !owned(i)) continue;
+            Tensor& estimate = estimates_[static_cast<size_t>(i)];
+            estimate = arena.take("optimizer state", master, parameters[i].shape);
+            states_.push_back({parameters[i].name + ".estimate", estimate});
+        }
+    }
+    if (config.clips()) squares_ = arena.take("estimator", DType::f64, {parameters.size()});
+}
+
+double Estimator::horizon(int64_t applied) const {
+    const double beta = beta_of(config_.beta, config_.eta_power, applied);
+    return beta / (1.0 - beta);
+}
+
+std::vector<GradientRequest> Estimator::requests(int64_t update, int64_t applied) const {
+    const GradientRequest own;
+    if (applied == 0) return {own};
+    switch (config_.type) {
+        case EstimatorType::plain:
+            break;
+        case EstimatorType::igt:
+            return {{-horizon(applied), 0, 0.0}};
+        case EstimatorType::storm:
+            return {{1.0, 0, -1.0}, {0.0, 0, 1.0}};
+        case EstimatorType::page:
+            if (!config_.takes_small(update)) break;
+            return {{1.0, 0, -1.0}, own};
+        case EstimatorType::hessian: {
+            const int batch = config_.same_batch ? 0 : 1;
+            if (!config_.central) {
+                if (config_.same_batch) return {{1.0, 0, -1.0}, {0.0, 0, 1.0}};
+                return {{1.0, batch, -1.0}, {0.0, batch, 1.0}, own};
+            }
+            const double q = random_uniform(config_.seed, kStream, static_cast<uint64_t>(update));
+            const double h = config_.step, weight = 1.0 / (2.0 * h);
+            return {{1.0 - q + h, batch, -weight}, {1.0 - q - h, batch, weight}, own};
+        }
+    }
+    return {own};
+}
+
+void Estimator::initialise(const ParameterBuffer& weights) {
+    if (!previous_.flat.empty()) remember(weights);
+    for (const Tensor& estimate : estimates_) {
+        if (!estimate.empty()) backend_.zero(estimate);
+    }
+}
+
+void Estimator::leave(const ParameterBuffer& weights) { backend_.copy(here_.flat, weights.flat); }
+
+// x - back d = (1 - back) x + back x_{k-1}.
+void Estimator::move(const ParameterBuffer& weights, double back) {
+    come_back(weights);
+    if (back == 0.0) return;
+    const std::vector<Tensor> x = views(weights), old = views(previous_);
+    backend_.momentum({x, old, {}, back, 1.0 - back, 1.0, 0.0});
+}
+
+void Estimator::come_back(const ParameterBuffer& weights) {
+    backend_.copy(weights.flat, here_.flat);
+}
+
+void Estimator::remember(const ParameterBuffer& weights) {
+    if (!previous_.flat.empty()) backend_.copy(previous_.flat, weights.flat);
+}
+
+void Estimator::add(const ParameterBuffer& gradients, const std::vector<GradientRequest>& requests,
+                    size_t index, int64_t applied) {
+    if (requests.size() == 1) return;
+    const std::vector<Tensor> g = views(gradients), sum = views(correction_);
+    const double weight = requests[index].weight, old = index == 0 ? 0.0 : 1.0;
+    const bool last = index + 1 == requests.size();
+    if (!last || config_.clips()) {
+        backend_.momentum({g, sum, {}, 0.0, 1.0, old, weight});
+        return;
+    }
+    // page's correction counts once: its old result is added afterwards.
+    const double c = config_.type == EstimatorType::page ? 1.0 : config_.scale * horizon(applied);
+    backend_.momentum({g, sum, {}, c, 1.0 + c * weight, 1.0, weight});
+}
+
+std::vector<double> Estimator::squares(const ParameterBuffer& buffer) {
+    const std::vector<Tensor> tensors = views(buffer);
+    backend_.sum_of_squares({tensors, squares_, arena_.workspace()});
+    std::vector<double> result(tensors.size());
+    backend_.copy_out(result.data(), squares_);
+    return result;
+}
+
+double Estimator::moved(const ParameterBuffer& weights) {
+    leave(weights);
+    const std::vector<Tensor> x = views(here_), old = views(previous_);
+    backend_.momentum({x, old, {}, -1.0, 1.0, 1.0, 0.0});
+    double sum = 0.0;
+    for (const double square : squares(here_)) sum += square;
+    return std::sqrt(sum);
+}
+
+// arXiv 2510.10690: gamma clip(H d/gamma, clip_correction) with gamma = ||d||, the rate of
+// normalized SGD.
+void Estimator::clip(const ParameterBuffer& gradients, double gradient_norm, double correction_norm,
+                     double moved, bool corrected, int64_t applied) {
+    const auto factor = [](double bound, double norm) {
+        return bound > 0.0 && norm > bound ? bound / norm : 1.0;
+    };
+    const double own = factor(config_.clip, gradient_norm);
+    const std::vector<Tensor> g = views(gradients);
+    if (!corrected) {
+        if (own != 1.0) backend_.momentum({g, {}, {}, 0.0, own, 0.0, 0.0});
+        return;
+    }
+    const double c =
+        config_.scale * horizon(applied) * factor(config_.clip_correction * moved, correction_norm);
+    const std::vector<Tensor> sum = views(correction_);
+    backend_.momentum({g, sum, {}, c, own, 1.0, 0.0});
+}
+
+void Estimator::accumulate(const ParameterBuffer& gradients, bool anew) {
+    if (estimates_.empty()) return;
+    std::vector<Tensor> g, v;
+    for (size_t i = 0; i < estimates_.size(); ++i) {
+        if (estimates_[i].empty()) continue;
+        g.push_back(gradients[static_cast<int>(i)]);
+        v.push_back(estimates_[i]);
+    }
+    const double old = anew ? 0.0 : 1.0;
+    backend_.momentum({g, v, {}, old, 1.0, old, 1.0});
+}
+
+}  // namespace lmo
