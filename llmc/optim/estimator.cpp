@@ -29,16 +29,37 @@ bool EstimatorConfig::takes_small(int64_t update) const {
            random_uniform(seed, kStream, static_cast<uint64_t>(update)) >= probability;
 }
 
+double EstimatorConfig::gradients(int64_t large) const {
+    switch (type) {
+        case EstimatorType::plain:
+        case EstimatorType::igt:
+            return 1.0;
+        case EstimatorType::storm:
+            return 2.0;
+        case EstimatorType::hessian:
+            return same_batch && !central ? 2.0 : 3.0;
+        case EstimatorType::page:
+            break;
+    }
+    const double part = static_cast<double>(small) / static_cast<double>(large);
+    return probability + 2.0 * (1.0 - probability) * part;
+}
+
+double EstimatorConfig::batches(int64_t large) const {
+    if (type != EstimatorType::page) return batches();
+    const double part = static_cast<double>(small) / static_cast<double>(large);
+    return probability + (1.0 - probability) * part;
+}
+
 Estimator::Estimator(Backend& backend, Arena& arena, const EstimatorConfig& config,
                      const ParameterList& parameters, DType master,
                      const std::function<bool(int)>& owned)
     : backend_(backend), arena_(arena), config_(config) {
-    const auto take = [&] {
-        return ParameterBuffer{&parameters,
-                               arena.take("estimator", master, {parameters.buffer_length()})};
+    const auto take = [&](const char* part = "estimator") {
+        return ParameterBuffer{&parameters, arena.take(part, master, {parameters.buffer_length()})};
     };
     if (config.type != EstimatorType::plain) {
-        previous_ = take();
+        previous_ = take("optimizer state");
         here_ = take();
         for (int i = 0; i < parameters.size(); ++i) {
             const Tensor view = previous_.flat.empty()
@@ -121,10 +142,11 @@ void Estimator::add(const ParameterBuffer& gradients, const std::vector<Gradient
                     size_t index, int64_t applied) {
     if (requests.size() == 1) return;
     const std::vector<Tensor> g = views(gradients), sum = views(correction_);
-    const double weight = requests[index].weight, old = index == 0 ? 0.0 : 1.0;
+    const double weight = requests[index].weight;
     const bool last = index + 1 == requests.size();
+    if (index == 0) backend_.zero(correction_.flat);
     if (!last || config_.clips()) {
-        backend_.momentum({g, sum, {}, 0.0, 1.0, old, weight});
+        backend_.momentum({g, sum, {}, 0.0, 1.0, 1.0, weight});
         return;
     }
     // page's correction counts once: its old result is added afterwards.

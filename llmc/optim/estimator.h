@@ -41,6 +41,10 @@ struct EstimatorConfig {
     bool clips() const { return clip > 0.0 || clip_correction > 0.0; }
     // Batches that an update uses up.
     int batches() const { return type == EstimatorType::hessian && !same_batch ? 2 : 1; }
+    // Gradients of the whole batch that an update takes, and such batches that it uses up; of page
+    // on average, with `large` sequences in the whole batch.
+    double gradients(int64_t large) const;
+    double batches(int64_t large) const;
     // page: whether update number `update` takes a small batch.
     bool takes_small(int64_t update) const;
 };

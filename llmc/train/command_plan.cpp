@@ -167,8 +167,9 @@ ordered_json epochs(const Config& config) {
     try {
         const Dataset set(config.data.train, config.data.format, config.model.seq_len,
                           config.model.vocab_size);
-        return static_cast<double>(config.run.steps) * static_cast<double>(config.batch.sequences) /
-               static_cast<double>(set.sequences());
+        const int64_t large = config.batch.sequences;
+        return static_cast<double>(config.run.steps) * static_cast<double>(large) *
+               config.optimizer.estimator.batches(large) / static_cast<double>(set.sequences());
     } catch (const Error&) {
         return nullptr;
     }
@@ -221,8 +222,10 @@ ordered_json make_plan(const Config& config, const PlanOptions& options, const D
     Arena memory;
     bytes_of(config, device, ownership, micro_batch, memory);
     const int64_t tokens = config.batch.sequences * config.model.seq_len;
+    const EstimatorConfig& estimator = config.optimizer.estimator;
+    const int64_t sequences = config.batch.sequences;
     const double flops = flops_per_token(config.model),
-                 update = flops * static_cast<double>(tokens);
+                 update = flops * estimator.gradients(sequences) * static_cast<double>(tokens);
     const double free = options.memory ? *options.memory * 0x1p30 : device.backend->free_bytes();
     ordered_json parts = ordered_json::object();
     for (const auto& [part, bytes] : memory.parts()) parts[part] = bytes;
@@ -240,6 +243,7 @@ ordered_json make_plan(const Config& config, const PlanOptions& options, const D
         {"fits", micro_batches(config, device, ownership, free, share)},
         {"tokens_per_update", tokens},
         {"flops_per_token", flops},
+        {"gradients_per_update", estimator.gradients(sequences)},
         {"flops_per_update", update},
         {"bytes_sent_per_update", traffic.up + traffic.down},
         {"up_bytes_per_update", traffic.up},
@@ -249,7 +253,7 @@ ordered_json make_plan(const Config& config, const PlanOptions& options, const D
     if (config.run.steps > 0) {
         const double steps = static_cast<double>(config.run.steps);
         plan.update({{"updates", config.run.steps},
-                     {"tokens", steps * static_cast<double>(tokens)},
+                     {"tokens", steps * estimator.batches(sequences) * static_cast<double>(tokens)},
                      {"flops", steps * update},
                      {"epochs", epochs(config)}});
     }
@@ -302,6 +306,9 @@ void print_cost(const ordered_json& plan) {
     std::printf("work       %s FLOPs a token, %s an update",
                 format_count(plan["flops_per_token"]).c_str(),
                 format_count(plan["flops_per_update"]).c_str());
+    if (plan["gradients_per_update"] != 1.0) {
+        std::printf(" of %.3g gradients", plan["gradients_per_update"].get<double>());
+    }
     if (plan.contains("flops")) std::printf(", %.3g in the run", plan["flops"].get<double>());
     std::printf("\n");
     if (plan["ranks"] > 1) print_traffic(plan);

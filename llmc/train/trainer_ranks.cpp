@@ -149,7 +149,11 @@ void Trainer::average_weights() {
 }
 
 // Bytes that all ranks sent for this update: gradients (or weights to be averaged), new weights.
+// With compression, what part of the square of the norm this rank's messages carried.
 void Trainer::add_traffic(nlohmann::ordered_json& line) {
+    if (stages_.feedback && stages_.feedback->compresses_up(1)) {
+        line["up_kept"] = stages_.feedback->kept();
+    }
     if (ranks_.size() == 1) return;
     double sent[] = {static_cast<double>(sent_up_), static_cast<double>(sent_down_)};
     ranks_.sum(sent, 2, "bytes sent");

@@ -15,8 +15,8 @@ FAMILY = sorted(path.stem for path in (cli.ROOT / 'configs' / 'optimizer').glob(
 
 
 def optimizer(preset):
-    return {'preset': preset, 'lr': RATES.get(preset, 0.003), 'clip_norm': 0 if preset == 'scion-light' else 0.5,
-            'weight_decay': 0.1}
+    clips = preset not in ('scion-light', 'ef21-muon')
+    return {'preset': preset, 'lr': RATES.get(preset, 0.003), 'clip_norm': 0.5 if clips else 0, 'weight_decay': 0.1}
 
 
 class CudaFamilyTest(EmulatedTest):
