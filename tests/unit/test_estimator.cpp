@@ -56,7 +56,7 @@ class EstimatorTest : public testing::Test {
         return values;
     }
     static Values gradient(const Values& x, int batch) {
-        const Values diagonal = draw(static_cast<uint64_t>(100 + batch));
+        const Values diagonal = draw(100 + static_cast<uint64_t>(batch));
         Values g(kCount);
         for (size_t i = 0; i < g.size(); ++i) g[i] = diagonal[i] * x[i];
         return g;
@@ -78,7 +78,7 @@ class EstimatorTest : public testing::Test {
     // x goes on by some d, which is returned.
     Values step(uint64_t stream) {
         estimator_->remember(weights_);
-        const Values d = draw(stream);
+        Values d = draw(stream);
         for (size_t i = 0; i < d.size(); ++i) x_[i] += d[i];
         put(weights_, x_);
         return d;
