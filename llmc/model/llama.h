@@ -11,6 +11,14 @@
 
 namespace lmo {
 
+// Activations that the backward pass computes again in place of keeping them, bit for bit; memory of
+// one layer then serves all.
+enum class Recompute {
+    none,
+    norm_swiglu,  // outputs of the norms and of SwiGLU: about a third of a layer's activations
+    block,        // all of a layer but what it reads: one more forward pass
+};
+
 struct LlamaConfig {
     int64_t n_layer = 0, n_head = 0, n_kv_head = 0, d_model = 0, d_ff = 0;
     int64_t vocab_size = 0, seq_len = 0;
@@ -22,6 +30,7 @@ struct LlamaConfig {
     // A model without training keeps the keys and values of a text, for next_logits(). Not a
     // property of the weights either.
     bool keep_text = false;
+    Recompute recompute = Recompute::none;  // nor is this
 
     int64_t head_size() const { return d_model / n_head; }
     int64_t qkv_size() const { return (n_head + 2 * n_kv_head) * head_size(); }
@@ -129,6 +138,8 @@ class Llama {
                   const Tensor& targets, double loss_scale, const Tensor& loss_sum);
     void backward(const ParameterBuffer& weights, const ParameterBuffer& gradients,
                   const Tensor& tokens, int64_t lowest);
+    void recompute(const LayerParameters& w, const LayerActivations& a, int64_t layer,
+                   Extent extent);
     void backward_mlp(const LayerParameters& w, const LayerParameters& g,
                       const LayerActivations& a);
     void backward_attention(const LayerParameters& w, const LayerParameters& g,
@@ -147,7 +158,8 @@ class Llama {
     ModelPrecision precision_;
     int64_t batch_, chunk_rows_;
 
-    std::vector<LayerActivations> layers_;  // all the same memory unless training
+    // The same memory for all layers where no backward pass reads it, or after it was recomputed.
+    std::vector<LayerActivations> layers_;
     Tensor final_in_, final_normed_, final_rstd_;
     Tensor logits_, losses_, rope_table_;
     Tensor branch_;      // [N, C] compute: output of a branch, later a gradient of that shape

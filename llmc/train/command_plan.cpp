@@ -261,7 +261,9 @@ ordered_json make_plan(const Config& config, const PlanOptions& options, const D
         plan["ownership"] = ownership.to_json();
         plan["steps_of_each_rank"] = ownership.sharding.describe();
     }
-    plan["time"] = time_of(options, config, device, update, ranks);
+    // A block that is computed again costs another forward pass, a third of both.
+    const double again = config.model.recompute == Recompute::block ? 4.0 / 3.0 : 1.0;
+    plan["time"] = time_of(options, config, device, again * update, ranks);
     return plan;
 }
 

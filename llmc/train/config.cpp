@@ -121,7 +121,8 @@ void read_run(Config& config, const Reader& read) {
                   read.get<int>("run.threads"),
                   OnNonfinite::stop,
                   read.get<int64_t>("run.nonfinite_limit"),
-                  read.number("run.rank_timeout")};
+                  read.number("run.rank_timeout"),
+                  read.get<bool>("run.graphs")};
     config.run.on_nonfinite =
         named<OnNonfinite>(read.text("run.on_nonfinite"), {{"stop", OnNonfinite::stop},
                                                            {"skip", OnNonfinite::skip},
@@ -162,6 +163,10 @@ void read_model(LlamaConfig& model, const Reader& read) {
     model.norm_eps = read.number("model.norm_eps");
     model.init_std = read.number("model.init_std");
     model.tie_embeddings = read.get<bool>("model.tie_embeddings");
+    model.recompute = named<Recompute>(read.text("model.recompute"),
+                                       {{"none", Recompute::none},
+                                        {"norm+swiglu", Recompute::norm_swiglu},
+                                        {"block", Recompute::block}});
 }
 
 // A key that the chosen types do not use keeps the default of its struct.
@@ -290,7 +295,8 @@ Config make_config(Json given, const Provenance& origin, ConfigUse use) {
 bool may_change(const std::string& path) {
     for (const char* key :
          {"run.dir", "run.name", "run.note", "run.device", "run.on_nonfinite",
-          "run.nonfinite_limit", "run.rank_timeout", "log", "eval", "smoothness", "checkpoint"}) {
+          "run.nonfinite_limit", "run.rank_timeout", "run.graphs", "model.recompute", "log", "eval", "smoothness",
+          "checkpoint"}) {
         if (path == key) return true;
     }
     return path == "optimizer.preset";  // a label: the groups are compared

@@ -62,6 +62,9 @@ std::vector<Key> run_and_model_keys() {
          {"run.on_nonfinite", {"skip", "rollback"}}},
         {"run.rank_timeout", above_to(0, 1e6), is(60.0),
          "seconds after which a rank that does not come ends all of them (ranks.md)"},
+        {"run.graphs", boolean(), is(true),
+         "record micro-step and update as CUDA graphs; false, for debugging: launch every kernel by "
+         "itself, to the same bits"},
 
         {"model.n_layer", integer(1, kMaxExtent), required(), "layers"},
         {"model.n_head", integer(1, kMaxExtent), required(), "query heads; divides d_model"},
@@ -77,8 +80,9 @@ std::vector<Key> run_and_model_keys() {
         {"model.init_std", above(0), is(0.02),
          "standard deviation of initial weights; o_proj and down_proj: / sqrt(2 n_layer)"},
         {"model.attention", one_of({"own"}, {"cudnn"}), is("own"), "implementation of attention"},
-        {"model.recompute", one_of({"none"}, {"norm+swiglu", "block"}), is("none"),
-         "activations to recompute in the backward pass"},
+        {"model.recompute", one_of({"none", "norm+swiglu", "block"}), is("none"),
+         "activations to compute again in the backward pass, for less memory and the same bits: "
+         "outputs of norms and SwiGLU, or all of a layer but its input"},
 
         {"init.from", text(), none(), "Hugging Face LLaMA folder to start the weights from"},
     };

@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "llmc/core/timer.h"
+#include "llmc/device/reissued_graph.h"
 #include "llmc/io/checkpoint.h"
 #include "llmc/io/files.h"
 #include "llmc/io/run_lock.h"
@@ -75,8 +76,8 @@ Trainer::Trainer(const Config& config, Backend& backend, const std::string& chec
     optimizer_.bind_gradients(gradients_);
     micro_steps_.resize(2 * (static_cast<size_t>(config.model.n_layer) + 1));
     if (optimizer_.repeats()) {
-        update_ = backend_.capture(
-            [this] { optimizer_.step(weights_.master(), weights_.copies(), gradients_); });
+        update_ =
+            record([this] { optimizer_.step(weights_.master(), weights_.copies(), gradients_); });
     }
     if (config_.eval.sample) {
         tokenizer_ = make_tokenizer(config_.data.tokenizer);
@@ -202,6 +203,12 @@ Trainer::Update Trainer::update() {
     return result;
 }
 
+// As a graph of the device, or for debugging one operation after another at every launch.
+std::unique_ptr<Graph> Trainer::record(const std::function<void()>& body) {
+    if (config_.run.graphs) return backend_.capture(body);
+    return std::make_unique<ReissuedGraph>(body);
+}
+
 // The micro-step whose backward pass ends with layer `lowest`, recorded when first needed; `small`:
 // of a small batch, whose mean its gradient is a part of.
 Graph& Trainer::micro_step(int64_t lowest, bool small) {
@@ -212,7 +219,7 @@ Graph& Trainer::micro_step(int64_t lowest, bool small) {
         if (alone_) sequences /= ranks_.size();  // a mean of its own
         const double tokens =
             static_cast<double>(sequences) * static_cast<double>(config_.model.seq_len);
-        graph = backend_.capture([this, lowest, tokens] {
+        graph = record([this, lowest, tokens] {
             model_.forward_backward(weights_.compute(), gradients_, batch_.tokens, batch_.targets,
                                     1.0 / tokens, batch_.loss, lowest);
         });

@@ -59,6 +59,7 @@ class Trainer {
     // owns.
     // The backward pass ends with layer `lowest`.
     BatchLoss accumulate_gradients(Loader& loader, bool everywhere, int64_t lowest);
+    std::unique_ptr<Graph> record(const std::function<void()>& body);
     Graph& micro_step(int64_t lowest, bool small);
     void apply_step(double rate);
 

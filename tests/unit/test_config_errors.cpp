@@ -237,8 +237,6 @@ TEST_F(ConfigErrors, AllThatIsMissingAtOnce) {
 TEST_F(ConfigErrors, WhatThisVersionLacksIsRefused) {
     EXPECT_EQ(set("model.attention=cudnn"),
               "--set: model.attention = \"cudnn\" is not in this version: expected \"own\"");
-    EXPECT_EQ(set("model.recompute=block"),
-              "--set: model.recompute = \"block\" is not in this version: expected \"none\"");
     EXPECT_EQ(set("schedule.compat={}"), "no error");
 }
 

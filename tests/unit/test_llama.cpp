@@ -264,6 +264,50 @@ TEST(Llama, CallsRepeatBitByBitAndEvaluateAgrees) {
     }
 }
 
+// Other activations are in memory, but the same numbers come out: of all precisions, twice in a row,
+// to the last layer or an earlier one.
+TEST(LlamaGradient, RecomputedActivationsChangeNoBit) {
+    const LlamaConfig config = make_config(3, 4, 2, 16, 24, 77, 13, true);
+    const Ids ids = random_ids(2, 13, 77, 1), goals = random_ids(2, 13, 77, 2);
+    for (const ModelPrecision& precision : {kFp64, kFp32, kBf16, kBf16Residual}) {
+        std::vector<double> gradients, losses;
+        size_t bytes = SIZE_MAX;
+        for (const Recompute recompute :
+             {Recompute::none, Recompute::norm_swiglu, Recompute::block}) {
+            LlamaConfig other = config;
+            other.recompute = recompute;
+            TinyLlama model(other, precision, 2);
+            model.set_weights(lively_weights(model.list, 3));
+            const std::vector<double> now = {model.forward_backward(ids, goals),
+                                             model.forward_backward(goals, ids)};
+            if (recompute == Recompute::none) {
+                gradients = model.gradients();
+                losses = now;
+            }
+            EXPECT_EQ(model.gradients(), gradients);
+            EXPECT_EQ(now, losses);
+            EXPECT_LT(model.arena.total(), bytes);
+            bytes = model.arena.total();
+        }
+    }
+}
+
+// Whole layers again: activations grow by what a layer reads, one row of the residual stream.
+TEST(Llama, RecomputedBlocksKeepTheirInputAlone) {
+    LlamaConfig config = make_config(2, 4, 2, 32, 24, 77, 33, true);
+    config.recompute = Recompute::block;
+    size_t bytes[2];
+    for (const int layers : {0, 1}) {
+        config.n_layer = 2 + layers;
+        TinyLlama model(config, kBf16, 2);
+        bytes[layers] = 0;
+        for (const auto& [part, size] : model.arena.parts()) {
+            if (part.starts_with("activations/")) bytes[layers] += size;
+        }
+    }
+    EXPECT_EQ(bytes[1] - bytes[0], size_t{2 * 33 * 32 * 4});
+}
+
 TEST(Llama, APlanCountsWhatARunTakes) {
     const LlamaConfig config = make_config(3, 4, 2, 32, 24, 77, 33, true);
     const auto backend = make_cpu_backend(1);
