@@ -22,69 +22,10 @@ import numpy as np
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 import safetensors_io  # noqa: E402
 import stages as s  # noqa: E402
+from groups import RADII, find_group, read_group  # noqa: E402
 from lmo_family import LAYERED, SEED, blocks, layered_inputs  # noqa: E402
 
 STEPS, COMMITTED = 8, 40
-RADII = {"sqrt(max(1,m/n))": lambda m, n: max(1, m / n) ** 0.5, "sqrt(m/n)": lambda m, n: (m / n) ** 0.5,
-         "sqrt(max(m,n))": lambda m, n: max(m, n) ** 0.5, "sqrt(m)": lambda m, n: m**0.5,
-         "sqrt(n)": lambda m, n: n**0.5, "sqrt(m*n)": lambda m, n: (m * n) ** 0.5, "1/n": lambda m, n: 1 / n,
-         "1/sqrt(n)": lambda m, n: n**-0.5}
-
-# ---- a group of JSON -> stages -----------------------------------------------------------------------
-
-
-def read_momentum(j):
-    kind, start = j["type"], j.get("start", "zero")
-    if kind == "nesterov" and j.get("ema"):
-        kind = "nesterov_ema"
-    if kind == "adam":
-        return s.adam(j["beta1"], j["beta2"], j.get("eps", 1e-8), j.get("eps_inside", False)), ("first", "second")
-    if kind == "lion":
-        return s.lion(j["beta1"], j["beta2"], start), ("momentum",)
-    if kind == "none":
-        return s.no_momentum(), ()
-    if kind == "gradient":
-        return s.kept_gradient(j["beta"]), ("momentum",)
-    return getattr(s, kind)(j["beta"], start), ("momentum",)
-
-
-def read_norm(j):
-    if j["type"] == "spectral":
-        return s.spectral(j["coefficients"], j["steps"])
-    if j["type"] == "schatten":
-        return s.schatten(float(j["p"]))
-    return {"none": lambda x: x, "sign": np.sign, "frobenius": s.frobenius, "rms": s.rms, "row": s.rows,
-            "column": s.columns}[j["type"]]
-
-
-def read_radius(value):
-    if not isinstance(value, str):
-        return lambda m, n: value
-    factor, _, rule = value.partition("*") if value[0].isdigit() and value[:2] != "1/" else ("1", "", value)
-    return lambda m, n: float(factor) * RADII[rule](m, n)
-
-
-def read_group(j, weight_decay, role):
-    momentum, states = read_momentum(j["momentum"])
-    group = s.Group(momentum, states, read_norm(j["norm"]), read_radius(j["radius"]), lr_scale=j["lr_scale"])
-    post, step, decay = j["post"], j["step"], j["decay"]
-    if post["type"] == "frobenius":
-        group.post = s.unit_frobenius
-    if post["type"] == "row_moment":
-        group.post, group.has_row_moment = s.row_moment(post["beta2"], post["eps"]), True
-    group.step, group.limit = step["type"], step.get("limit", 0.0)
-    group.together, group.inexact = step.get("together", False), step.get("inexact", False)
-    layers = step.get("layers", {})
-    group.constants = lambda names: layers.get(names[0], (step.get("L0", 0.0), step.get("L1", 0.0)))
-    roles = decay.get("roles", ["any"] if decay["type"] == "constrained" else ["matrix", "head"])
-    decays = decay["type"] == "start" or "any" in roles or role in roles
-    group.decay = decay["type"] if decays else "none"
-    group.weight_decay = decay.get("weight_decay", weight_decay)
-    if "alternate" in j:
-        a = j["alternate"]
-        group.alternate = s.Alternate(read_norm(a["norm"]), read_radius(a["radius"]), a["lr_scale"],
-                                      a.get("period", 0), a.get("stable_rank", 0.0))
-    return group
 
 
 def final_weights(config, inputs):
@@ -93,8 +34,7 @@ def final_weights(config, inputs):
 
     def choose(name, role):
         if role not in groups:
-            groups[role] = read_group(next(g for g in o["groups"] if g["match"]["role"] in (role, "any")),
-                                      o["weight_decay"], role)
+            groups[role] = read_group(find_group(o["groups"], name, role), o["weight_decay"], role)
         return groups[role]
 
     sampling = s.Sampling(**o["sampling"], seed=SEED)

@@ -295,6 +295,15 @@ class Block:
         stacked = np.concatenate([tensors[name] for name in self.names])
         return stacked.reshape(len(stacked), -1)
 
+    def parts(self, stacked, tensors):
+        """The rows of each parameter, in the shape of the one of `tensors`; one value a row stays one."""
+        row = 0
+        for name in self.names:
+            shape = tensors[name].shape
+            part = stacked[row:row + shape[0]]
+            row += shape[0]
+            yield name, part if stacked.ndim == 1 else part.reshape(shape)
+
     def look(self, g):
         """Momentum and direction of this update; d, the dual norm."""
         group, (m, n) = self.group, self.start.shape
@@ -332,6 +341,21 @@ class Block:
         return w - step
 
 
+def update(blocks, gradients, weights, rate, by_layer=False):
+    """One update of `blocks`, each with its gradient; returns their new weights. by_layer: blocks of different layers
+    are not stepped together."""
+    for block, g in zip(blocks, gradients):
+        block.look(g)
+    new = {}
+    for block in blocks:
+        d = block.d
+        if block.group.together:
+            d = sum(b.d for b in blocks if b.group is block.group and b.start.shape == block.start.shape and
+                    (not by_layer or b.layer == block.layer))
+        new.update(block.parts(block.move(block.matrix(weights), rate, d), weights))
+    return new
+
+
 def run(parameters, blocks, choose, inputs, steps, clip, dtype, sampling=Sampling()):
     """Yields (t, {tensor name: value}) after every step. parameters: {name: (shape, role, layer)}; blocks: lists of
     names; choose(name, role) -> Group."""
@@ -343,29 +367,16 @@ def run(parameters, blocks, choose, inputs, steps, clip, dtype, sampling=Samplin
         norm = math.sqrt(sum((g.astype(np.float64) ** 2).sum() for g in gradients.values()))
         factor = min(1.0, clip / (norm + 1e-6)) if clip else 1.0
         moving = [block for block in all_blocks if sampling.chosen(t - 1, block.layer)]
-        for block in moving:
-            block.look(factor * block.matrix(gradients))
-        for block in moving:
-            d = block.d
-            if block.group.together:
-                alike = [b for b in moving if b.group is block.group and b.start.shape == block.start.shape and
-                         (sampling.type == "all" or b.layer == block.layer)]
-                d = sum(b.d for b in alike)
-            block.new = block.move(block.matrix(weights), float(inputs["rates"][t - 1]), d)
+        looks = [factor * block.matrix(gradients) for block in moving]
+        weights.update(update(moving, looks, weights, float(inputs["rates"][t - 1]), sampling.type != "all"))
         result = {}
         for block in all_blocks:
-            row = 0
+            kept = {key: value for key, value in block.state.items() if key != "t"}
+            if block.group.decay == "start":
+                kept["start"] = block.start
+            kept = {key: dict(block.parts(value, weights)) for key, value in kept.items()}
             for name in block.names:
-                shape = parameters[name][0]
-                part = slice(row, row + shape[0])
-                row = part.stop
-                if block in moving:
-                    weights[name] = block.new[part].reshape(shape)
                 result[name] = weights[name]
-                for key, value in block.state.items():
-                    if key != "t":
-                        result[f"{name}.{key}"] = value[part].reshape(shape[:1] if key == "row_moment" else shape)
-                if block.group.decay == "start":
-                    result[f"{name}.start"] = block.start[part].reshape(shape)
+                result.update({f"{name}.{key}": parts[name] for key, parts in kept.items()})
         assert all(value.dtype == dtype for value in result.values())
         yield t, result
