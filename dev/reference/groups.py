@@ -67,9 +67,9 @@ def read_group(j, weight_decay, role):
     decays = decay["type"] == "start" or "any" in roles or role in roles
     group.decay = decay["type"] if decays else "none"
     group.weight_decay = decay.get("weight_decay", weight_decay)
-    if "alternate" in j:
-        a = j["alternate"]
-        group.alternate = s.Alternate(read_norm(a["norm"]), read_radius(a["radius"]), a["lr_scale"],
+    a = j.get("alternate", none)
+    if a["type"] != "none":
+        group.alternate = s.Alternate(read_norm(a["norm"]), read_radius(a.get("radius", 1.0)), a.get("lr_scale", 1.0),
                                       a.get("period", 0), a.get("stable_rank", 0.0))
     return group
 
