@@ -38,6 +38,7 @@ NOT_RUN = [
     (r'check_hf\.py', 'needs torch and transformers'),
     (r'_study\.py run', 'trains for hours'),
     (r'_study\.py report', 'writes the page; test_study.py compares it with the results'),
+    (r'estimator_rates\.py', 'takes a minute; test_study.py compares the page with the results'),
     (r'plot_objective\.py', 'test_objective.py draws with it'),
     (r'run_optimizer_bench\.sh', 'test_launch.py has it'),
 ]

@@ -1,4 +1,5 @@
-"""dev/docs/warmup_study.md and optimizers.md say what the results of their studies hold."""
+"""dev/docs/warmup_study.md, optimizers.md and estimator_rates.md say what the results of their studies hold."""
+import importlib.util
 import json
 import sys
 import unittest
@@ -28,6 +29,13 @@ class StudyTest(unittest.TestCase):
         self.assertEqual(set(optimizer_report.presets(results)), presets)
         for preset in presets:
             self.assertEqual(len(optimizer_report.best_runs(results, preset)[0]), 3, preset)
+
+    @unittest.skipUnless(importlib.util.find_spec('numpy'), 'python3-numpy is not installed')
+    def test_the_page_of_the_estimators(self):
+        import estimator_rates
+        results = json.loads(estimator_rates.RESULTS.read_text())
+        page = estimator_rates.PAGE.read_text()
+        self.assertEqual(study_report.fill(page, estimator_rates.tables(results)), page)
 
     def test_paired_differences(self):
         rows = [[{'seed': [seed], 'val_loss': loss} for seed, loss in enumerate(losses)]
