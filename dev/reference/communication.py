@@ -143,7 +143,7 @@ class Estimator:
 class Setup:
     """What is fixed in a run; config as the configuration file has it."""
 
-    def __init__(self, config, ranks, start_factor=None):
+    def __init__(self, config, ranks):
         model, self.optimizer, self.ranks = config["model"], dict(config["optimizer"]), ranks
         if "preset" in self.optimizer:
             preset = self.optimizer.pop("preset")
@@ -162,7 +162,6 @@ class Setup:
         self.communication = o.get("communication", {"type": "mean"})
         self.local = self.communication["type"] == "local"
         self.outer = o.get("outer", {"type": "none"})
-        self.start_factor = start_factor or (lambda name, columns, rank: None)
         self.groups = {}
 
     def rate(self, k):
@@ -239,6 +238,11 @@ class Trainer:
         return loss
 
 
+def block_name(block):
+    """As the program calls it; the random numbers of a low rank's start depend on it."""
+    return block.names[0] if len(block.names) == 1 else block.names[0].replace("q_proj.weight", "qkv_proj")
+
+
 class Ef21:
     """All ranks of EF21 with a server: momentum on the workers, the step on the server, messages compressed."""
 
@@ -251,7 +255,7 @@ class Ef21:
         for block in self.blocks:
             block.group = plain[id(block.group)]
         self.total = [np.zeros_like(block.start) for block in self.blocks]  # the server's G
-        self.up, self.down = (Compressor(setup.communication.get(way, {"type": "identity"}), setup.start_factor)
+        self.up, self.down = (Compressor(setup.communication.get(way, {"type": "identity"}), setup.seed)
                               for way in ("up", "down"))
         self.workers = [self.Worker(self, rank) for rank in range(setup.ranks)]
         self.down_states = [{} for _ in self.blocks]
@@ -274,8 +278,7 @@ class Ef21:
                 if not group.is_adam:
                     u = group.momentum(self.momenta[i], u, k == 0)
                 difference = u - self.sent[i]
-                vector = block.start.shape[1] == 1
-                r = difference if k == 0 else up(difference, vector, block.names[0], self.states[i])
+                r = difference if k == 0 else up(difference, block_name(block), self.states[i])
                 self.sent[i] = self.sent[i] + r
                 result.append(r)
             return loss, result
@@ -288,9 +291,8 @@ class Ef21:
         new = {}
         for block, state in zip(self.blocks, self.down_states):
             w = block.matrix(self.weights)
-            vector = block.start.shape[1] == 1
-            s = self.down(block.matrix(self.server) - w, vector, block.names[0], state)
-            new.update(block.parts(block.matrix(self.server) if self.down.is_identity else w + s, self.weights))
+            s = self.down(block.matrix(self.server) - w, block_name(block), state)
+            new.update(block.parts(w + s, self.weights))
         self.weights = new
         return np.mean(losses)
 
@@ -312,9 +314,9 @@ class Outer:
         return self.anchor
 
 
-def run(config, weights, tokens, ranks=1, start_factor=None):
+def run(config, weights, tokens, ranks=1):
     """The loss of every update, and the last weights. weights: by name in the order of the parameter list."""
-    setup = Setup(config, ranks, start_factor)
+    setup = Setup(config, ranks)
     if setup.communication["type"] == "ef21":
         trainers = [Ef21(setup, weights)]
     else:
