@@ -1,7 +1,7 @@
 """Whole training runs in NumPy and float64, with workers that are simulated: gradient estimators, EF21, local steps and
 outer steps, each from its published equations (their form: dev/docs/communication.md).
 
-    /usr/bin/python3 dev/reference/communication.py RUN
+    /usr/bin/python3 dev/reference/communication.py RUN      (from the working directory of the run)
 
 repeats the run in the folder RUN, whose weights came from init.from, and prints how far losses and last weights are
 apart. Nothing here is read from the C++, except the order of the data and the streams of random numbers.
@@ -20,7 +20,7 @@ import llama_numpy as llama  # noqa: E402
 import safetensors_io  # noqa: E402
 import stages  # noqa: E402
 from compressors import Compressor  # noqa: E402
-from groups import find_group, read_group  # noqa: E402
+from groups import find_group, read_group, read_power  # noqa: E402
 
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 STREAM = int.from_bytes(b"estimato", "big")  # of hessian's points and of page's coins
@@ -140,17 +140,20 @@ class Estimator:
 # ---- the parts of a run --------------------------------------------------------------------------------
 
 
+def with_preset(optimizer):
+    """The keys of the preset, where they are not given."""
+    if "preset" not in optimizer:
+        return optimizer
+    with open(os.path.join(ROOT, "configs", "optimizer", optimizer["preset"] + ".json")) as file:
+        return {**json.load(file), **{key: value for key, value in optimizer.items() if key != "preset"}}
+
+
 class Setup:
     """What is fixed in a run; config as the configuration file has it."""
 
     def __init__(self, config, ranks):
-        model, self.optimizer, self.ranks = config["model"], dict(config["optimizer"]), ranks
-        if "preset" in self.optimizer:
-            preset = self.optimizer.pop("preset")
-            path = preset if preset.endswith(".json") else os.path.join(ROOT, "configs", "optimizer", preset + ".json")
-            with open(path) as file:
-                self.optimizer = {**json.load(file), **self.optimizer}
-        o = self.optimizer
+        model, o, self.ranks = config["model"], with_preset(config["optimizer"]), ranks
+        self.optimizer = o
         self.model = llama.Config(model["n_layer"], model["n_head"], model.get("n_kv_head", model["n_head"]),
                                   model.get("tie_embeddings", True), model.get("rope_theta", 1e4),
                                   model.get("norm_eps", 1e-5))
@@ -167,10 +170,7 @@ class Setup:
     def rate(self, k):
         kind = self.decay.get("type", "constant")
         assert kind in ("constant", "power"), kind
-        power = self.decay["power"] if kind == "power" else 0
-        if isinstance(power, str):
-            above, below = power.split("/")
-            power = int(above) / int(below)
+        power = read_power(self.decay["power"]) if kind == "power" else 0
         rate = self.optimizer["lr"] * (k + 1) ** -power
         inner = self.communication.get("inner_power", 0)
         return rate * (k % self.outer["every"] + 1) ** -inner if self.local else rate
@@ -203,8 +203,9 @@ class Setup:
         def beta(k):
             if "beta" in settings:
                 return settings["beta"]
-            q = momentum.get("eta_power", 0)
-            return 1 - (k + 1) ** -q if q else momentum["beta"]
+            if "eta_power" in momentum:
+                return 1 - (k + 1) ** -read_power(momentum["eta_power"])
+            return momentum["beta"]
 
         return Estimator(settings, beta, self.seed)
 

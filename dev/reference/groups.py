@@ -15,6 +15,12 @@ RADII = {"sqrt(max(1,m/n))": lambda m, n: max(1, m / n) ** 0.5, "sqrt(m/n)": lam
          "1/sqrt(n)": lambda m, n: n**-0.5}
 
 
+def read_power(value):
+    """A number, or a fraction in words."""
+    above, _, below = str(value).partition("/")
+    return float(above) / float(below or 1)
+
+
 def read_momentum(j):
     kind, start = j["type"], j.get("start", "zero")
     if kind == "nesterov" and j.get("ema"):
@@ -28,7 +34,7 @@ def read_momentum(j):
     if kind == "gradient":
         return s.kept_gradient(j["beta"]), ("momentum",)
     if j.get("eta_power"):
-        return s.ema_power(j["eta_power"]), ("momentum",)
+        return s.ema_power(read_power(j["eta_power"])), ("momentum",)
     return getattr(s, kind)(j["beta"], start), ("momentum",)
 
 

@@ -102,7 +102,7 @@ class CommunicationTest(CliTest):
 
     def differs_from_plain(self, config, losses):
         """The case does something: the plain run of its groups is another."""
-        plain = {key: value for key, value in config['optimizer'].items()
+        plain = {key: value for key, value in communication.with_preset(config['optimizer']).items()
                  if key not in ('estimator', 'communication', 'outer')}
         key = json.dumps(plain)
         if key not in self.plain:
@@ -238,8 +238,8 @@ class EstimatorTest(CommunicationTest):
     def test_averages_and_rates_that_fall(self):
         power = {'type': 'ema', 'eta_power': 0.5}
         for name, q, p, estimator in (('Polyak', 0.5, '3/4', {'type': 'plain'}), ('IGT', 4 / 7, '5/7', IGT),
-                                      ('STORM', 2 / 3, '2/3', {'type': 'storm'}),
-                                      ('Hessian', 2 / 3, 0.66, {'type': 'hessian'})):
+                                      ('STORM', '2/3', '2/3', {'type': 'storm'}),
+                                      ('Hessian', '2/3', 0.66, {'type': 'hessian'})):
             with self.subTest(name):
                 self.check({'groups': groups({**power, 'eta_power': q}), 'estimator': estimator, 'lr': 0.1}, 1,
                            schedule={'decay': {'type': 'power', 'power': p}})
@@ -336,3 +336,15 @@ class OuterTest(CommunicationTest):
             with self.subTest(name):
                 self.check({'groups': groups(EMA), 'estimator': estimator,
                             'outer': {'type': 'lookahead', 'every': 4}}, 1)
+
+
+class PresetTest(CommunicationTest):
+    def test_presets(self):
+        """Those of configs/optimizer that name an estimator, a communication or an outer step."""
+        presets = {path.stem: json.loads(path.read_text()) for path in (ROOT / 'configs' / 'optimizer').glob('*.json')}
+        chosen = [name for name, preset in presets.items() if preset.keys() & {'estimator', 'communication', 'outer'}]
+        self.assertTrue(chosen)
+        for name in sorted(chosen):
+            for ranks in (1, 3):
+                with self.subTest(name, ranks=ranks):
+                    self.check({'preset': name, 'weight_decay': 0.1}, ranks)
