@@ -97,7 +97,7 @@ class Estimator:
             batch = reader.take(sequences if large else small)
             return Draw(batch, batch, large)
         batch = reader.take(sequences)
-        own = self.type == "hessian" and s.get("batch", "own") == "own" and k > 0
+        own = self.type == "hessian" and s.get("batch", "own") == "own"
         return Draw(batch, reader.take(sequences) if own else batch)
 
     def estimate(self, k, x, draw, gradient):
@@ -165,6 +165,7 @@ class Setup:
         self.communication = o.get("communication", {"type": "mean"})
         self.local = self.communication["type"] == "local"
         self.outer = o.get("outer", {"type": "none"})
+        assert o.get("sampling", {"type": "all"})["type"] == "all", "a gradient that stops at a layer is not here"
         self.groups = {}
 
     def rate(self, k):
@@ -192,13 +193,16 @@ class Setup:
         j = find_group(self.optimizer["groups"], name, role)
         key = id(j), role
         if key not in self.groups:
+            if "decay" in self.optimizer:
+                j = {**j, "decay": self.optimizer["decay"]}
             self.groups[key] = read_group(j, self.optimizer.get("weight_decay", 0.0), role)
             self.groups[key].is_adam = j.get("momentum", {}).get("type") == "adam"
         return self.groups[key]
 
     def estimator(self):
         settings = self.optimizer.get("estimator", {"type": "plain"})
-        momentum = find_group(self.optimizer["groups"], "model.layers.0.mlp.up_proj.weight", "matrix").get("momentum", {})
+        matrices = find_group(self.optimizer["groups"], "model.layers.0.mlp.up_proj.weight", "matrix")
+        momentum = matrices.get("momentum", {})
 
         def beta(k):
             if "beta" in settings:
@@ -224,24 +228,24 @@ class Setup:
 
 
 class Trainer:
-    """One copy of the weights and its optimizer; rank: trained on its share alone (local steps)."""
+    """One copy of the weights and its optimizer; rank: trained on its share alone (local steps).
+
+    An update moves `server`, then the outer step may, and share() makes it the weights that gradients are taken at."""
 
     def __init__(self, setup, weights, rank=None):
-        self.setup, self.weights, self.blocks = setup, weights, setup.blocks(weights)
+        self.setup, self.weights, self.server, self.blocks = setup, weights, weights, setup.blocks(weights)
         self.estimator, self.gradient = setup.estimator(), setup.gradient(rank)
 
-    def update(self, k, draw, rate, start=None):
-        """start: the point that the step is taken from, if it is not the one of the gradient."""
+    def update(self, k, draw, rate, start):
+        """start: the point that the step is taken from, if it is not the last one."""
         loss, g = self.estimator.estimate(k, self.weights, draw, self.gradient)
         g = self.setup.limited(g)
         gradients = [block.matrix(g) for block in self.blocks]
-        self.weights = stages.update(self.blocks, gradients, start or self.weights, rate)
+        self.server = stages.update(self.blocks, gradients, start or self.server, rate)
         return loss
 
-
-def block_name(block):
-    """As the program calls it; the random numbers of a low rank's start depend on it."""
-    return block.names[0] if len(block.names) == 1 else block.names[0].replace("q_proj.weight", "qkv_proj")
+    def share(self):
+        self.weights = self.server
 
 
 class Ef21:
@@ -279,23 +283,26 @@ class Ef21:
                 if not group.is_adam:
                     u = group.momentum(self.momenta[i], u, k == 0)
                 difference = u - self.sent[i]
-                r = difference if k == 0 else up(difference, block_name(block), self.states[i])
+                r = difference if k == 0 else up(difference, block.names[0], self.states[i])
                 self.sent[i] = self.sent[i] + r
                 result.append(r)
             return loss, result
 
-    def update(self, k, draw, rate, start=None):
+    def update(self, k, draw, rate, start):
         losses, messages = zip(*(worker.messages(k, draw) for worker in self.workers))
         for of_rank in messages:
             self.total = [total + r for total, r in zip(self.total, of_rank)]
-        self.server = stages.update(self.blocks, self.total, self.server, rate)
+        self.server = stages.update(self.blocks, self.total, start or self.server, rate)
+        return np.mean(losses)
+
+    def share(self):
+        """The server's weights become S = C(X - W) nearer."""
         new = {}
         for block, state in zip(self.blocks, self.down_states):
             w = block.matrix(self.weights)
-            s = self.down(block.matrix(self.server) - w, block_name(block), state)
+            s = self.down(block.matrix(self.server) - w, block.names[0], state)
             new.update(block.parts(w + s, self.weights))
         self.weights = new
-        return np.mean(losses)
 
 
 class Outer:
@@ -329,10 +336,12 @@ def run(config, weights, tokens, ranks=1):
         draw = draws.draw(k, reader, setup.sequences)
         start = outer.anchor if kind == "rapp" else None
         losses.append(np.mean([trainer.update(k, draw, setup.rate(k), start) for trainer in trainers]))
-        if outer and ((k + 1) % setup.outer["every"] == 0 or k + 1 == setup.steps):
-            anchor = outer.step([trainer.weights for trainer in trainers])
+        if outer and ((k + 1) % setup.outer["every"] == 0 or setup.local and k + 1 == setup.steps):
+            anchor = outer.step([trainer.server for trainer in trainers])
             for trainer in trainers:
-                trainer.weights = anchor
+                trainer.server = anchor
+        for trainer in trainers:
+            trainer.share()
     return losses, trainers[0].weights
 
 
