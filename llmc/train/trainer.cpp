@@ -232,8 +232,8 @@ void Trainer::apply_step(double rate) {
     const ParameterBuffer& master = weights_.master();
     optimizer_.set_scalars(rate, applied());
     if (stages_.estimator) stages_.estimator->remember(master);
-    if (stages_.outer) stages_.outer->before(master);
     if (stages_.feedback) stages_.feedback->before_step(master);
+    if (stages_.outer) stages_.outer->before(master);
     if (update_) {
         update_->launch();
     } else {
