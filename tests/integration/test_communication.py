@@ -293,9 +293,11 @@ class Ef21Test(CommunicationTest):
                 self.check({'groups': groups(EMA), 'estimator': estimator, 'communication': way}, 3)
 
     def test_outer_step(self):
-        """It is the server's."""
-        self.check({'groups': groups(EMA), 'communication': ef21(top(), top()),
-                    'outer': {'type': 'lookahead', 'every': 4}}, 3)
+        """It is the server's; RAPP's next update starts there, not at the weights that the ranks hold."""
+        for kind in ('lookahead', 'rapp'):
+            with self.subTest(kind):
+                self.check({'groups': groups(EMA), 'communication': ef21(top(), top()),
+                            'outer': {'type': kind, 'every': 4}}, 3)
 
     def test_three_matrices_of_attention(self):
         self.check({'groups': groups(EMA), 'qkv': 'split', 'decay': 'start',
