@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Draws one or more runs: loss, learning rate, gap, gradient norm and speed.
+"""Draws one or more runs: loss, learning rate, gap, gradient norm, speed, and how far updates moved the weights.
 
     scripts/plot_run.py runs/NAME                      # writes runs/NAME/plot.png
     scripts/plot_run.py runs/A runs/B --out both.png   # two runs over each other
@@ -112,6 +112,15 @@ def draw_curve(key):
     return draw_one
 
 
+def draw_update_norms(axes, run, color, single):
+    """Of one run by part of the model, of several their attention."""
+    parts = run.update_norms()
+    for number, part in enumerate(parts if single else [part for part in parts if part == "attention"]):
+        steps, values = parts[part]
+        axes.plot(steps, values, color=RUN_COLORS[number] if single else color, linewidth=0.9,
+                  marker="." if len(steps) == 1 else None, label=part if single else None)
+
+
 def draw_phases(axes, run):
     """Shades a panel and returns what the legend needs."""
     from matplotlib.patches import Patch
@@ -156,15 +165,23 @@ def finish_speed(axes, runs):
     axes.set_ylim(0, 1.25 * values[int(0.99 * (len(values) - 1))] if values else None)
 
 
-class Panel:
-    """What one panel shows: `key` is the number of train lines that it needs."""
+def finish_update_norms(axes, runs):
+    axes.set_yscale("log")
+    if len(runs) > 1:
+        axes.set_ylabel("relative update\n(attention)")
 
-    def __init__(self, key, title, draw_run, finish=None):
-        self.key, self.title, self.draw_run, self.finish = key, title, draw_run, finish
+
+class Panel:
+    """What one panel shows: `key` is the number of train lines that it needs, where no `present` says what else."""
+
+    def __init__(self, key, title, draw_run, finish=None, present=None, legend=("upper right", 1)):
+        self.key, self.title, self.draw_run, self.finish, self.present = key, title, draw_run, finish, present
+        self.legend = legend  # place, columns
 
     def has(self, runs):
         """Loss and rate are always there."""
-        return self.key in ("loss", "lr") or any(run.curve(self.key)[0] for run in runs)
+        present = self.present or (lambda run: run.curve(self.key)[0])
+        return self.key in ("loss", "lr") or any(map(present, runs))
 
     def draw(self, axes, runs):
         """Returns the patches of the phases that were shaded."""
@@ -173,11 +190,12 @@ class Panel:
             self.draw_run(axes, run, color_of(index, runs), single)
         if single:
             patches = draw_phases(axes, runs[0])
+        axes.set_ylabel(self.title)
         if self.finish:
             self.finish(axes, runs)
-        axes.set_ylabel(self.title)
         if axes.get_legend_handles_labels()[0]:
-            axes.legend(loc="upper right", fontsize=None if self.key == "loss" else 8)
+            place, columns = self.legend
+            axes.legend(loc=place, ncol=columns, columnspacing=1, fontsize=None if self.key == "loss" else 8)
         last = max(run.updates for run in runs)
         axes.set_xlim(-0.01 * (last + 1), 1.01 * (last + 1))
         return patches
@@ -188,7 +206,9 @@ PANELS = {panel.key: panel for panel in (
     Panel("lr", "learning rate", draw_curve("lr"), finish_rate),
     Panel("delta", "gap", draw_gap),
     Panel("grad_norm", "gradient norm", draw_curve("grad_norm"), finish_norm),
-    Panel("tokens_per_s", "tokens/s", draw_curve("tokens_per_s"), finish_speed))}
+    Panel("tokens_per_s", "tokens/s", draw_curve("tokens_per_s"), finish_speed),
+    Panel("update_norms", "relative update", draw_update_norms, finish_update_norms, Run.update_norms,
+          ("lower left", 5)))}
 
 
 # ---- the picture --------------------------------------------------------------------------------------
@@ -196,7 +216,7 @@ PANELS = {panel.key: panel for panel in (
 
 def make_axes(pyplot, runs):
     """{key: axes}: loss and rate at the left, what else there is at the right."""
-    right = [key for key in ("delta", "grad_norm", "tokens_per_s") if PANELS[key].has(runs)]
+    right = [key for key in ("delta", "grad_norm", "tokens_per_s", "update_norms") if PANELS[key].has(runs)]
     figure = pyplot.figure(figsize=(13, 6.2) if right else (8.5, 6.2), constrained_layout=True)
     columns = figure.add_gridspec(1, 2 if right else 1, width_ratios=[1.45, 1][:2 if right else 1])
     left = columns[0].subgridspec(2, 1, height_ratios=[2.2, 1])

@@ -26,7 +26,8 @@ from run_folder import Run, RunError, clock, counted, in_bytes, number_or_nan
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 PAGE = pathlib.Path(__file__).resolve().parent / "report_page.html"
 CAPTIONS = {"loss": "Loss", "lr": "Learning rate and phases", "delta": "Gap to the target loss",
-            "grad_norm": "Gradient norm", "tokens_per_s": "Speed"}
+            "grad_norm": "Gradient norm", "tokens_per_s": "Speed",
+            "update_norms": "How far updates moved the weights, relative to their norms: medians"}
 MOST_WARNINGS = 20
 
 

@@ -2,9 +2,13 @@
 import json
 import math
 import os
+import statistics
 
 # Keys that every run has for itself.
 OWN_KEYS = ("run.name", "run.dir", "run.note")
+# Parts of the model by kind of tensor; all others are gains of norms.
+PARTS = {"embed_tokens": "embedding", "lm_head": "head", **dict.fromkeys(("q_proj", "k_proj", "v_proj", "o_proj"), "attention"),
+         **dict.fromkeys(("gate_proj", "up_proj", "down_proj"), "MLP")}
 
 
 class RunError(Exception):
@@ -14,6 +18,11 @@ class RunError(Exception):
 def number_or_nan(value):
     """Numbers that were not finite are null in metrics.jsonl; they leave a gap in the curve."""
     return math.nan if value is None else float(value)
+
+
+def kind_of(tensor):
+    """q_proj of model.layers.0.self_attn.q_proj.weight."""
+    return tensor.removesuffix(".weight").rpartition(".")[2]
 
 
 def clock(seconds):
@@ -124,6 +133,19 @@ class Run:
         """Updates and values of a number of the train lines, where there is one."""
         points = [(line["step"], number_or_nan(line[key])) for line in self.train if key in line]
         return [step for step, _ in points], [value for _, value in points]
+
+    def update_norms(self):
+        """{part of the model: (updates, medians)} of how far an update moved the tensors of that part."""
+        curves = {}
+        for line in self.of_type("update_norms"):
+            values = {}
+            for name, value in line["tensors"].items():
+                values.setdefault(PARTS.get(kind_of(name), "gains"), []).append(number_or_nan(value))
+            for part, found in values.items():
+                steps, medians = curves.setdefault(part, ([], []))
+                steps.append(line["step"])
+                medians.append(statistics.median(found))
+        return curves
 
     def last(self, kind):
         found = self.of_type(kind)

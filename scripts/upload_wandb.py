@@ -19,7 +19,7 @@ import signal
 import sys
 import time
 
-from run_folder import RunError, parse_metrics, read_config
+from run_folder import RunError, kind_of, parse_metrics, read_config
 
 # Lines that speak of the weights after `step` updates; the others speak of update `step` itself.
 OF_WEIGHTS = ("val", "sample")
@@ -83,6 +83,15 @@ def numbers(line):
     return found
 
 
+def by_kind(tensors):
+    """{"q_proj": [value of each layer]}, as in TensorBoard."""
+    kinds = {}
+    for name, value in tensors.items():
+        if value is not None:
+            kinds.setdefault(kind_of(name), []).append(value)
+    return kinds
+
+
 class Uploader:
     def __init__(self, wandb, state, run):
         self.wandb, self.state, self.run = wandb, state, run
@@ -107,6 +116,9 @@ class Uploader:
         values = numbers(line)
         if kind == "sample":
             values = {"sample": self.wandb.Html(f"<pre>{html.escape(line['text'])}</pre>")}
+        if kind == "update_norms":
+            values = {f"{kind}/{name}": found[0] if len(found) == 1 else self.wandb.Histogram(found)
+                      for name, found in by_kind(line["tensors"]).items()}
         self.run.log(values, step=step)
         if kind == "schedule":
             self.run.summary.update(values)

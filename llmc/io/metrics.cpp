@@ -6,9 +6,11 @@
 
 #include <algorithm>
 #include <cerrno>
+#include <cmath>
 #include <cstdio>
 #include <cstring>
 #include <filesystem>
+#include <map>
 
 #include "llmc/core/error.h"
 #include "llmc/core/json.h"
@@ -57,6 +59,17 @@ void drop_lines_from(const std::string& path, int64_t resume_step) {
                      path.c_str(), unreadable);
     }
     if (kept != text) write_file_atomically(path, kept);
+}
+
+// The finite numbers of each kind of tensor.
+std::map<std::string, std::vector<double>> by_kind(const ordered_json& tensors) {
+    std::map<std::string, std::vector<double>> kinds;
+    for (const auto& [name, value] : tensors.items()) {
+        if (!value.is_number() || !std::isfinite(value.get<double>())) continue;
+        const std::string stem = name.ends_with(".weight") ? name.substr(0, name.size() - 7) : name;
+        kinds[stem.substr(stem.rfind('.') + 1)].push_back(value.get<double>());
+    }
+    return kinds;
 }
 
 }  // namespace
@@ -125,7 +138,7 @@ struct MetricsLog::Impl {
         reported = true;
     }
 
-    void add_scalars(const ordered_json& line) {
+    void add_events(const ordered_json& line) {
         const auto step = line.find("step");
         if (!tensorboard || step == line.end() || !step->is_number_integer()) return;
         const std::string prefix = line.value("type", "") + "/";
@@ -134,9 +147,22 @@ struct MetricsLog::Impl {
             if (key == "step" || !value.is_number()) continue;
             written &= tensorboard->scalar(prefix + key, step->get<int64_t>(), value.get<double>());
         }
+        const auto tensors = line.find("tensors");
+        if (tensors != line.end() && tensors->is_object()) {
+            written &= add_kinds(prefix, step->get<int64_t>(), *tensors);
+        }
         if (written && tensorboard->flush()) return;
         report("cannot write '" + tensorboard->path() + "'", errno, "without TensorBoard's events");
         tensorboard.reset();  // half a record makes the rest of the file unreadable
+    }
+
+    bool add_kinds(const std::string& prefix, int64_t step, const ordered_json& tensors) {
+        bool written = true;
+        for (const auto& [kind, values] : by_kind(tensors)) {
+            written &= values.size() == 1 ? tensorboard->scalar(prefix + kind, step, values[0])
+                                          : tensorboard->histogram(prefix + kind, step, values);
+        }
+        return written;
     }
 };
 
@@ -160,7 +186,7 @@ void MetricsLog::sync() { impl_->sync(); }
 
 void MetricsLog::write(const ordered_json& line) {
     impl_->append(line.dump(-1, ' ', false, ordered_json::error_handler_t::replace) + "\n");
-    impl_->add_scalars(line);
+    impl_->add_events(line);
 }
 
 }  // namespace lmo

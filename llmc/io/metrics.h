@@ -18,9 +18,11 @@ class MetricsLog {
     ~MetricsLog();  // says how many lines were never written
 
     // Writes one line (one write() call); a number that is not finite becomes null. Numbers of
-    // lines that have a step also go to TensorBoard under "train/loss", "val/loss", ... A full disk
-    // is reported once on stderr and does not stop training: lines wait in memory and are written
-    // as soon as there is room (TensorBoard's are lost).
+    // lines that have a step also go to TensorBoard under "train/loss", "val/loss", ...; those in
+    // an object "tensors", by name of the tensor, as one histogram for each kind of tensor, which
+    // is the last part of the name without ".weight" ("update_norms/q_proj"), or as a scalar where
+    // the kind has one tensor. A full disk is reported once on stderr and does not stop training:
+    // lines wait in memory and are written as soon as there is room (TensorBoard's are lost).
     void write(const nlohmann::ordered_json& line);
 
     // On disk when it returns, so that a checkpoint never outlives the lines before it.

@@ -71,6 +71,34 @@ std::string event_at(int64_t step) {
     return double_field(1, wall_time()) + varint_field(2, static_cast<uint64_t>(step));
 }
 
+// HistogramProto: 1 min, 2 max, 3 num, 4 sum, 5 sum_squares, all double; 6 bucket_limit (upper
+// ends, rising) and 7 bucket (counts), packed doubles. Readers take min and max for the ends of
+// the first and the last bucket.
+std::string histogram_proto(const std::vector<double>& values) {
+    constexpr size_t kBuckets = 30;
+    const auto [least, most] = std::minmax_element(values.begin(), values.end());
+    const double width = (*most - *least) / kBuckets;
+    std::vector<double> limits;
+    for (size_t i = 1; i < kBuckets && width > 0.0; ++i) {
+        limits.push_back(*least + static_cast<double>(i) * width);
+    }
+    limits.push_back(*most);
+    std::vector<double> counts(limits.size(), 0.0);
+    double sum = 0.0, squares = 0.0;
+    for (const double value : values) {
+        const auto bucket = std::lower_bound(limits.begin(), limits.end() - 1, value);
+        ++counts[static_cast<size_t>(bucket - limits.begin())];
+        sum += value;
+        squares += value * value;
+    }
+    std::string packed_limits, packed_counts;
+    for (const double limit : limits) packed_limits += fixed(limit);
+    for (const double count : counts) packed_counts += fixed(count);
+    return double_field(1, *least) + double_field(2, *most) +
+           double_field(3, static_cast<double>(values.size())) + double_field(4, sum) +
+           double_field(5, squares) + bytes_field(6, packed_limits) + bytes_field(7, packed_counts);
+}
+
 }  // namespace
 
 uint32_t crc32c(const void* data, size_t bytes) {
@@ -133,6 +161,13 @@ TensorboardWriter::~TensorboardWriter() { std::fclose(file_); }
 bool TensorboardWriter::scalar(const std::string& tag, int64_t step, double value) {
     // Summary: 1 value (repeated). Value: 1 tag, 2 simple_value (float).
     const std::string item = bytes_field(1, tag) + float_field(2, static_cast<float>(value));
+    return record(event_at(step) + bytes_field(5, bytes_field(1, item)));
+}
+
+bool TensorboardWriter::histogram(const std::string& tag, int64_t step,
+                                  const std::vector<double>& values) {
+    // Summary as above. Value: 1 tag, 5 histo.
+    const std::string item = bytes_field(1, tag) + bytes_field(5, histogram_proto(values));
     return record(event_at(step) + bytes_field(5, bytes_field(1, item)));
 }
 

@@ -1,10 +1,11 @@
 // TensorBoard's event file: TFRecord framing (length, masked CRC-32C) around Event protobufs,
-// written by hand because the few fields of a scalar summary need no library.
+// written by hand because the few fields of two kinds of summary need no library.
 #pragma once
 
 #include <cstdint>
 #include <cstdio>
 #include <string>
+#include <vector>
 
 namespace lmo {
 
@@ -20,8 +21,11 @@ class TensorboardWriter {
     TensorboardWriter(const TensorboardWriter&) = delete;
     TensorboardWriter& operator=(const TensorboardWriter&) = delete;
     const std::string& path() const { return path_; }
-    // Both return false when the disk refused it.
+    // All return false when the disk refused it.
     bool scalar(const std::string& tag, int64_t step, double value);
+    // How often which values occur, in 30 buckets of equal width. The values are finite, one at
+    // least.
+    bool histogram(const std::string& tag, int64_t step, const std::vector<double>& values);
     bool flush();
 
   private:

@@ -13,6 +13,7 @@
 #include "llmc/train/plan_words.h"
 #include "llmc/train/resume.h"
 #include "llmc/train/stages.h"
+#include "llmc/train/update_norms.h"
 
 namespace lmo {
 
@@ -70,6 +71,11 @@ struct Ownership {
                 bytes[rank] += state.tensor.bytes();
                 by_group[rank][group_of(config, parameters[parameter])] += state.tensor.bytes();
             }
+        }
+        if (config.log.update_norms) {  // rank 0 keeps the old weights
+            Arena copy;
+            UpdateNorms(*device.backend, copy, parameters, device.precision.master);
+            bytes[0] += copy.total();
         }
         heaviest = static_cast<int>(std::max_element(bytes.begin(), bytes.end()) - bytes.begin());
         states = kinds[static_cast<size_t>(heaviest)];

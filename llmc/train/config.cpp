@@ -235,7 +235,7 @@ void read_outputs(Config& config, const Reader& read) {
     config.smoothness = {read.integer("smoothness.every"), read.number("smoothness.target_loss")};
     config.checkpoint = {read.integer("checkpoint.every"), read.get<int>("checkpoint.keep")};
     config.log = {read.integer("log.every"), read.get<bool>("log.tensorboard"),
-                  read.number("log.spike")};
+                  read.number("log.spike"), read.get<bool>("log.update_norms")};
 }
 
 // What clears or scales the gradients does not go with momentum that lives in them.

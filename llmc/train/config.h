@@ -73,6 +73,7 @@ struct Config {
         int64_t every;
         bool tensorboard;
         double spike;  // 0: off
+        bool update_norms;
     } log;
 
     nlohmann::ordered_json

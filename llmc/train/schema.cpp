@@ -260,6 +260,9 @@ std::vector<Key> output_keys() {
         {"log.spike", at_least(0), is(6.0),
          "a loss is told as a spike when it is this many robust standard deviations above the "
          "median of the last 64 (nonfinite.md); 0: never"},
+        {"log.update_norms", boolean(), is(false),
+         "with each line of metrics how far the update moved each tensor, relative to its norm "
+         "(seeing.md); rank 0 keeps a copy of the weights for it"},
     };
 }
 

@@ -1,5 +1,7 @@
 #include "llmc/train/stages.h"
 
+#include "llmc/train/update_norms.h"
+
 namespace lmo {
 
 namespace {
@@ -32,6 +34,7 @@ TakeMemory memory_of_stages(Backend& backend, const Config& config, DType master
         const Sharding sharding = make_sharding(config, parameters, ranks);
         const UpdateStages counted(backend, plan, config, parameters, master, sharding, rank,
                                    ranks);
+        if (config.log.update_norms && rank == 0) UpdateNorms(backend, plan, parameters, master);
     };
 }
 

@@ -16,7 +16,8 @@ namespace lmo {
 // Who owns the blocks of a run.
 Sharding make_sharding(const Config& config, const ParameterList& parameters, int ranks);
 
-// What they take of the memory of `rank`, for plan_memory(). The arguments must outlive it.
+// What they take of the memory of `rank`, and log.update_norms with them, for plan_memory(). The
+// arguments must outlive it.
 TakeMemory memory_of_stages(Backend& backend, const Config& config, DType master, int rank,
                             int ranks);
 

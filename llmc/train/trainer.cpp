@@ -72,6 +72,9 @@ Trainer::Trainer(const Config& config, Backend& backend, const std::string& chec
       validation_samples_(validation_set_, config.data.order, config.data.seed,
                           config.batch.one_rank_micro_batch),
       console_(config.run.steps, !ranks.first()) {
+    if (config.log.update_norms && ranks.first()) {
+        update_norms_.emplace(backend, arena_, parameters_, precision_.master);
+    }
     arena_.workspace();  // all users have said what they need; fixed before anything is captured
     optimizer_.bind_gradients(gradients_);
     micro_steps_.resize(2 * (static_cast<size_t>(config.model.n_layer) + 1));
@@ -180,6 +183,8 @@ Trainer::Update Trainer::update() {
     require_finite(result.loss, result.gradient_norm);
     result.seconds = timer.seconds();
     if (analyzer_ && smoothness_due(step_)) analyzer_->before(weights_.master(), gradients_);
+    const bool watched = update_norms_ && logged(step_);
+    if (watched) update_norms_->before(weights_.master(), arena_.workspace());
     timer.restart();
     result.first = applied() == 0;
     result.rate = schedule_.next(step_, loss.followed);
@@ -193,6 +198,7 @@ Trainer::Update Trainer::update() {
     if (config_.run.on_nonfinite == OnNonfinite::rollback) require_finite_weights(step_);
     backend_.synchronize();
     result.seconds += timer.seconds();
+    if (watched) update_norms_->after(weights_.master(), arena_.workspace());
     result.spike = spikes_.observe(result.loss, optimizer_.gradient_norms());
     const int64_t used = samples_of(step_);
     samples_ += used;
@@ -291,7 +297,7 @@ void Trainer::log_update(const Update& update) {
         static_cast<double>(samples_of(index)) * length / update.seconds;
     const double mfu = static_cast<double>(computed_) * length / update.seconds *
                        flops_per_token(config_.model) / peak_flops_;
-    if (index % config_.log.every == 0 || step_ == config_.run.steps) {
+    if (logged(index)) {
         ordered_json line = {{"type", "train"},
                              {"step", index},
                              {"tokens", samples_ * config_.model.seq_len},
@@ -305,6 +311,7 @@ void Trainer::log_update(const Update& update) {
         line["step_ms"] = update.seconds * 1e3;
         add_traffic(line);
         record(line);
+        if (update_norms_) record(update_norms_->line(index));
     }
     if (update.spike) log_spike(*update.spike, update.loss);
     ProgressLine progress;

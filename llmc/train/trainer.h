@@ -21,6 +21,7 @@
 #include "llmc/train/signals.h"
 #include "llmc/train/spike.h"
 #include "llmc/train/stages.h"
+#include "llmc/train/update_norms.h"
 #include "llmc/train/validation.h"
 #include "llmc/train/weights.h"
 
@@ -145,6 +146,10 @@ class Trainer {
     void write_checkpoint(std::vector<TensorSource> states, bool must_succeed);
     nlohmann::json state() const;
     void require_same_data_as(const std::string& checkpoint, const RunState& saved);
+    // Whether update `step`, counted from 0, has lines of metrics.
+    bool logged(int64_t step) const {
+        return step % config_.log.every == 0 || step + 1 == config_.run.steps;
+    }
     bool due(int64_t every) const { return every > 0 && step_ % every == 0; }
 
     const Config& config_;
@@ -164,6 +169,7 @@ class Trainer {
     Sharding sharding_;
     UpdateStages stages_;
     Optimizer& optimizer_;  // of them
+    std::optional<UpdateNorms> update_norms_;  // of rank 0, where log.update_norms asks for them
     Schedule schedule_;
     SpikeDetector spikes_;
     LeftOut left_out_;

@@ -34,6 +34,17 @@ class CudaTest(EmulatedTest):
         on_cpu = self.run_cli(*command, '--device', 'cpu', '--set', 'run.dir=parts')
         self.assertIn('resumed after 2 updates', on_cpu.out + on_cpu.err)
 
+    def test_update_norms_are_those_of_the_cpu(self):
+        self.config({'run': {'steps': 3}, 'log': {'update_norms': True}})
+        command = ['train', '--config', 'config.json', '--device']
+        self.on_emulator(*command, 'cuda', '--set', 'run.dir=on_cuda')
+        self.run_cli(*command, 'cpu', '--set', 'run.dir=on_cpu')
+        runs = [self.metrics(run, 'update_norms') for run in ('on_cuda', 'on_cpu')]
+        self.assertEqual([len(run) for run in runs], [3, 3])
+        for on_cuda, on_cpu in zip(*runs):
+            for name, value in on_cpu['tensors'].items():
+                self.assertAlmostEqual(on_cuda['tensors'][name] / value, 1, delta=1e-3, msg=name)
+
     def test_without_a_gpu(self):
         self.config({'run': {'steps': 1}})
         nowhere = {'LMO_EMULATOR_NO_DEVICE': '1'}

@@ -24,6 +24,9 @@ TRAIN = [{"type": "train", "step": step, "tokens": 64 * (step + 1), "loss": 10.0
 VAL = [{"type": "val", "step": 5, "loss": 2.5, "tokens": 320}]
 MARKS = [{"type": "nonfinite", "step": 2, "what": "loss", "value": "nan", "tensor": None},
          {"type": "spike", "step": 3, "loss": 9.5, "expected": 3.0, "tensor": "x", "ratio": 2.0}]
+NORMS = [{"type": "update_norms", "step": step, "tensors": {
+    "model.embed_tokens.weight": 0.5, "model.layers.0.self_attn.q_proj.weight": 0.1 * (step + 1),
+    "model.layers.1.self_attn.o_proj.weight": 0.3 * (step + 1), "model.norm.weight": None}} for step in (0, 2, 4)]
 OTHERS = [{"type": "schedule", "step": 0, "kappa": 3.0, "delta_star": 2.5}, {"type": "summary", "steps": 5, "val_loss": 2.5}]
 
 
@@ -124,9 +127,12 @@ class PlotRun(unittest.TestCase):
         adaptive = script.Run(self.make_run("a", OTHERS[:1] + TRAIN, {"optimizer": {"clip_norm": 0.5}}))
         old = [{key: line[key] for key in ("type", "step", "loss", "lr", "phase")} for line in TRAIN]
         plain = script.Run(self.make_run("b", old))
+        watched = script.Run(self.make_run("c", old + NORMS))
         for runs, keys in (([adaptive], ["loss", "lr", "delta", "grad_norm", "tokens_per_s"]),
                            ([plain], ["loss", "lr"]),
-                           ([plain, adaptive], ["loss", "lr", "delta", "grad_norm", "tokens_per_s"])):
+                           ([watched], ["loss", "lr", "update_norms"]),
+                           ([plain, adaptive], ["loss", "lr", "delta", "grad_norm", "tokens_per_s"]),
+                           ([watched, adaptive], ["loss", "lr", "delta", "grad_norm", "tokens_per_s", "update_norms"])):
             figure, axes = script.make_axes(pyplot, runs)
             self.assertEqual(list(axes), keys)
             for key, panel in axes.items():
@@ -135,6 +141,15 @@ class PlotRun(unittest.TestCase):
                 at = [list(line.get_ydata()) for line in axes["delta"].lines]
                 self.assertEqual(at, [[7.0 / step for step in range(1, 6)], [2.5, 2.5]])
                 self.assertEqual(list(axes["grad_norm"].lines[1].get_ydata()), [0.5, 0.5])
+            if watched in runs:
+                lines = {line.get_label(): line for line in axes["update_norms"].lines}
+                self.assertEqual(len(lines), 3 if runs == [watched] else 1)
+                self.assertEqual(axes["update_norms"].get_yscale(), "log")
+            if runs == [watched]:
+                self.assertEqual(list(lines), ["embedding", "attention", "gains"])
+                self.assertEqual(list(lines["attention"].get_xdata()), [0, 2, 4])
+                for found, expected in zip(lines["attention"].get_ydata(), [0.2, 0.6, 1.0]):
+                    self.assertAlmostEqual(found, expected)
             pyplot.close(figure)
 
     def test_a_run_without_adaptive_warmup_has_no_target(self):

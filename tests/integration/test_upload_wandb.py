@@ -17,8 +17,10 @@ def record(**call):
         file.write(json.dumps(call) + "\\n")
 class Html:
     def __init__(self, text): self.text = text
+class Histogram:
+    def __init__(self, values): self.text = sorted(values)
 def plain(values):
-    return {key: value.text if isinstance(value, Html) else value for key, value in values.items()}
+    return {key: getattr(value, "text", value) for key, value in values.items()}
 class Summary(dict):
     def update(self, values): record(call="summary", values=values)
 class Run:
@@ -107,6 +109,17 @@ class UploadTest(CliTest):
         before = len(self.calls('log'))
         self.assertIn('0 new lines', self.upload().stdout)
         self.assertEqual(len(self.calls('log')), before)
+
+    def test_update_norms_are_histograms_of_each_kind(self):
+        self.config(run={'steps': 2}, log={'update_norms': True})
+        self.train()
+        self.upload()
+        for line in self.metrics(kind='update_norms'):
+            values, tensors = self.logged()['update_norms', line['step'] + 1], line['tensors']
+            self.assertEqual(len(values), 11)
+            self.assertEqual(values['update_norms/embed_tokens'], tensors['model.embed_tokens.weight'])
+            self.assertEqual(values['update_norms/q_proj'], sorted(tensors[f'model.layers.{layer}.self_attn.q_proj.weight']
+                                                                   for layer in (0, 1)))
 
     def expected_of(self, lines):
         path = self.folder / 'run/metrics.jsonl'
