@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstdio>
+#include <cstring>
 #include <nlohmann/json.hpp>
 
 #include "llmc/core/text.h"
@@ -14,6 +15,15 @@ using nlohmann::ordered_json;
 namespace {
 
 double per_second(double amount, const Timing& timing) { return amount / timing.seconds; }
+
+// In as many of `digits` as fit into `width`: the times of tiny matrices are tiny.
+std::string fitted(double value, int width, int digits) {
+    char text[32];
+    do {
+        std::snprintf(text, sizeof text, "%*.*g", width, digits, value);
+    } while (std::strlen(text) > static_cast<size_t>(width) && --digits > 0);
+    return text;
+}
 
 void add_times(ordered_json& line, const Timing& timing) {
     line["ms"] = timing.seconds * 1e3;
@@ -28,13 +38,14 @@ void add_flops(ordered_json& line, double plain, double executed, const Timing& 
     line["tflops_executed"] = per_second(executed, timing) * 1e-12;
 }
 
-void print(ordered_json line, const std::string& device) {
-    line["device"] = device;
+}  // namespace
+
+void OptimizerReport::print(ordered_json line) const {
+    if (!json_) return;
+    line["device"] = device_;
     std::printf("%s\n", line.dump().c_str());
     flush_output();
 }
-
-}  // namespace
 
 void OptimizerReport::add(const std::string& what, const Ceiling& ceiling, DType dtype) {
     ordered_json line{{"what", what}, {"shape", ceiling.shape}, {"dtype", to_string(dtype)}};
@@ -43,7 +54,7 @@ void OptimizerReport::add(const std::string& what, const Ceiling& ceiling, DType
     line[copy ? "bytes" : "flops"] = copy ? ceiling.bytes : ceiling.flops;
     line[copy ? "gbs" : "tflops"] = ceiling.rate() * (copy ? 1e-9 : 1e-12);
     line["ceiling_share"] = 1.0;
-    print(std::move(line), device_);
+    print(std::move(line));
     char text[80];
     std::snprintf(text, sizeof text, copy ? "copy %.4g GB/s" : ", matrix product %.3g TFLOP/s",
                   ceiling.rate() * (copy ? 1e-9 : 1e-12));
@@ -65,7 +76,7 @@ void OptimizerReport::add(const PresetRow& row, const std::string& shape) {
     } else {
         line["error"] = row.error;
     }
-    print(std::move(line), device_);
+    print(std::move(line));
     presets_.push_back(row);
 }
 
@@ -86,7 +97,7 @@ void OptimizerReport::add(const SetRow& row, DType inner) {
     } else {
         line["error"] = row.error;
     }
-    print(std::move(line), device_);
+    print(std::move(line));
     sets_.push_back(row);
 }
 
@@ -100,13 +111,13 @@ void OptimizerReport::add(const PeerRow& row, const std::string& shape, const st
     line["ours_ms"] = timing_of(row.ours).seconds * 1e3;
     line["ratio"] = ratio.seconds;
     line["ratios"] = row.ratios;
-    print(std::move(line), device_);
+    print(std::move(line));
     peers_.push_back(row);
 }
 
 void OptimizerReport::print_tables(const std::string& what, const std::string& torch) const {
     if (json_) return;
-    std::printf("\n%s\n%s; %s\n", device_.c_str(), what.c_str(), ceilings_.c_str());
+    std::printf("%s\n%s; %s\n", device_.c_str(), what.c_str(), ceilings_.c_str());
     print_presets();
     print_sets();
     print_peers(torch);
@@ -114,18 +125,20 @@ void OptimizerReport::print_tables(const std::string& what, const std::string& t
 
 void OptimizerReport::print_presets() const {
     if (presets_.empty()) return;
-    std::printf("\n%-19s %8s %7s %6s %7s %7s %7s %5s %6s\n%-19s %8s %7s %6s %7s %7s %7s %5s %6s\n",
+    std::printf("\n%-19s %8s %7s %5s %7s %7s %7s %6s %6s\n%-19s %8s %7s %5s %7s %7s %7s %6s %6s\n",
                 "preset", "ms", "norm ms", "state", "GFLOP", "TFLOP/s", "done", "copy", "matmul",
-                "", "", "", "B/elem", "", "", "TFLOP/s", "share", "share");
+                "", "", "", "B/par", "", "", "TFLOP/s", "share", "share");
     for (const PresetRow& row : presets_) {
         const std::string name = printable(row.preset);
         if (!row.error.empty()) {
             std::printf("%-19s failed: %s\n", name.c_str(), printable(row.error).c_str());
             continue;
         }
-        std::printf("%-19s %8.3g %7.2g %6.3g %7.2g %7.2g %7.2g %3.0f %% %4.0f %%\n", name.c_str(),
-                    row.update.seconds * 1e3, row.norm.seconds * 1e3, row.state,
-                    row.flops.plain * 1e-9, per_second(row.flops.plain, row.update) * 1e-12,
+        std::printf("%-19s %s %s %5.3g %s %7.2g %7.2g %4.0f %% %4.0f %%\n", name.c_str(),
+                    fitted(row.update.seconds * 1e3, 8, 4).c_str(),
+                    fitted(row.norm.seconds * 1e3, 7, 3).c_str(), row.state,
+                    fitted(row.flops.plain * 1e-9, 7, 3).c_str(),
+                    per_second(row.flops.plain, row.update) * 1e-12,
                     per_second(row.flops.executed, row.update) * 1e-12, 100 * row.copy_share,
                     100 * row.gemm_share);
     }
@@ -144,7 +157,7 @@ void OptimizerReport::print_sets() const {
             continue;
         }
         const NewtonSchulzTime& time = row.time;
-        std::printf("%8.3g %8.3g %8.3g %4.0f %%", time.timing.seconds * 1e3,
+        std::printf("%s %8.3g %8.3g %4.0f %%", fitted(time.timing.seconds * 1e3, 8, 4).c_str(),
                     per_second(time.flops, time.timing) * 1e-12,
                     per_second(time.executed, time.timing) * 1e-12, 100 * row.share);
         if (time.largest >= 0) std::printf(" %7.2g %7.2g", time.largest, time.rms);

@@ -1,6 +1,7 @@
 // The lines and tables of `train_gpt bench optimizer`.
 #pragma once
 
+#include <nlohmann/json_fwd.hpp>
 #include <string>
 #include <vector>
 
@@ -29,9 +30,9 @@ struct PeerRow {
     std::vector<double> theirs, ours, ratios;  // of the rounds
 };
 
-// Each add() prints a JSON line.
 class OptimizerReport {
   public:
+    // `json`: each add() prints a JSON line, and there are no tables.
     OptimizerReport(std::string device, bool json) : device_(std::move(device)), json_(json) {}
 
     void add(const std::string& what, const Ceiling& ceiling, DType dtype);
@@ -45,6 +46,7 @@ class OptimizerReport {
     int size() const { return static_cast<int>(presets_.size() + sets_.size()); }
 
   private:
+    void print(nlohmann::ordered_json line) const;
     void print_presets() const;
     void print_sets() const;
     void print_peers(const std::string& torch) const;

@@ -31,7 +31,7 @@ inline CLI::App* add_bench_train(CLI::App& group, BenchCommand& bench) {
     command->add_option("--device", bench.device, "auto, cpu or cuda (default: run.device)");
     command->add_option("--threads", bench.threads, "CPU threads (default: run.threads)")
         ->check(integer_in(1, 4096));
-    command->add_flag("--json", bench.train.json, "JSON lines only, no table");
+    command->add_flag("--json", bench.train.json, "JSON lines in place of the table");
     command->footer(
         "Example:\n  train_gpt bench train --config configs/run/llama-124m-adamw.json "
         "--set 'batch={\"sequences\": 2}'");
@@ -53,7 +53,7 @@ inline CLI::App* add_bench_kernels(CLI::App& group, BenchKernelsOptions& options
         ->check(number_in(0.1, 3600))
         ->capture_default_str();
     add_device(command, options.device, options.threads);
-    command->add_flag("--json", options.json, "JSON lines only, no table");
+    command->add_flag("--json", options.json, "JSON lines in place of the table");
     command->footer(
         "Example:\n  train_gpt bench kernels --config configs/model/llama-210m.json --only "
         "rmsnorm");
@@ -97,7 +97,7 @@ inline CLI::App* add_bench_optimizer(CLI::App& group, BenchOptimizerOptions& opt
     command->add_option("--rounds", options.rounds, "Turns of --compare, of --steps updates each")
         ->check(integer_in(3, 1000))
         ->capture_default_str();
-    command->add_flag("--json", options.json, "JSON lines only, no table");
+    command->add_flag("--json", options.json, "JSON lines in place of the table");
     command->footer(
         "Examples:\n  train_gpt bench optimizer --preset muon --preset my.json --compare\n"
         "  train_gpt bench optimizer --shapes 768x768x12,2304x768 --only newton_schulz");

@@ -298,7 +298,7 @@ void print_json(const Report& r) {
 void print_table(const Report& r) {
     const std::string preset =
         r.preset().is_string() ? r.preset().get<std::string>() : "own groups";
-    std::printf("\n%s\n%s, %s\n%s, %s tokens a step; the median of %" PRId64 " steps after %" PRId64
+    std::printf("%s\n%s, %s\n%s, %s tokens a step; the median of %" PRId64 " steps after %" PRId64
                 "\n\n",
                 r.device.c_str(), r.options.config.c_str(), preset.c_str(), r.dtype.c_str(),
                 r.shape().c_str(), r.options.steps, r.options.warmup);
@@ -387,8 +387,7 @@ void run_bench_train(const Config& config, const BenchTrainOptions& options) {
                         training.tokens(),
                         peak_bytes,
                         static_cast<int64_t>(training.planned_bytes())};
-    print_json(report);
-    if (!options.json) print_table(report);
+    options.json ? print_json(report) : print_table(report);
     flush_output();
 }
 

@@ -112,22 +112,24 @@ void print_line(const Row& row, const std::string& device) {
     flush_output();
 }
 
-void print_table(const std::vector<Row>& rows, const std::string& device) {
-    std::printf("\n%s\n\n%-22s %-24s %4s %9s %8s %8s %6s\n", device.c_str(), "operation", "shape",
-                "", "ms", "GB/s", "TFLOP/s", "share");
-    for (const Row& row : rows) {
-        const std::string name = row.what.substr(row.what.rfind("kernel.", 0) == 0 ? 7 : 0);
-        std::printf("%-22s %-24s %4s ", name.c_str(), row.shape.c_str(), row.dtype.c_str());
-        if (row.error.empty()) {
-            char text[32];
-            std::snprintf(text, sizeof text, row.bytes > 0 ? "%.4g" : "%.3g",
-                          rate(row) * (row.bytes > 0 ? 1e-9 : 1e-12));
-            std::printf("%9.4g %8s %8s %4.0f %%\n", row.timing.seconds * 1e3,
-                        row.bytes > 0 ? text : "", row.bytes > 0 ? "" : text, 100 * row.share);
-        } else {
-            std::printf("failed: %s\n", row.error.c_str());
-        }
+void print_table_head(const std::string& device) {
+    std::printf("%s\n\n%-22s %-24s %4s %9s %8s %8s %6s\n", device.c_str(), "operation", "shape", "",
+                "ms", "GB/s", "TFLOP/s", "share");
+}
+
+void print_table_row(const Row& row) {
+    const std::string name = row.what.substr(row.what.rfind("kernel.", 0) == 0 ? 7 : 0);
+    std::printf("%-22s %-24s %4s ", name.c_str(), row.shape.c_str(), row.dtype.c_str());
+    if (row.error.empty()) {
+        char text[32];
+        std::snprintf(text, sizeof text, row.bytes > 0 ? "%.4g" : "%.3g",
+                      rate(row) * (row.bytes > 0 ? 1e-9 : 1e-12));
+        std::printf("%9.4g %8s %8s %4.0f %%\n", row.timing.seconds * 1e3, row.bytes > 0 ? text : "",
+                    row.bytes > 0 ? "" : text, 100 * row.share);
+    } else {
+        std::printf("failed: %s\n", row.error.c_str());
     }
+    flush_output();
 }
 
 // ---- the run ------------------------------------------------------------------------------------
@@ -147,8 +149,6 @@ class KernelBench {
                      options_.only);  // a wrong name is said before anything is measured
         copy_rate_ = add_ceiling("ceiling.copy", copy_ceiling(backend_, noise_), DType::f32);
         measure_all(choose_cases(sizes(gemm_rate(compute)), options_.only));
-        if (!options_.json) print_table(rows_, device_);
-        flush_output();
         const auto failed = std::count_if(rows_.begin(), rows_.end(),
                                           [](const Row& row) { return !row.error.empty(); });
         if (failed > 0) {
@@ -159,7 +159,12 @@ class KernelBench {
 
   private:
     void add(Row row) {
-        print_line(row, device_);
+        if (options_.json) {
+            print_line(row, device_);
+        } else {
+            if (rows_.empty()) print_table_head(device_);
+            print_table_row(row);
+        }
         rows_.push_back(std::move(row));
     }
 
@@ -187,15 +192,17 @@ class KernelBench {
             const double passed = clock_.seconds();
             const double left = std::max(options_.seconds - passed, 0.0);
             const double estimate = i == 0 ? 0.0 : (passed - start) / done * remaining;
+            if (cases[i].bytes == 0) gemm_rate(cases[i].dtype);  // its row comes first
             progress.next(cases[i].name + " " + cases[i].shape, std::max(left, estimate));
             const double share = left / remaining;
             const TimingLimits limits{.window = std::clamp(share / 10, 1e-3, 0.04), .total = share};
-            measure_one(cases[i], limits);
+            Row row = measure_one(cases[i], limits);
             progress.clear();
+            add(std::move(row));
         }
     }
 
-    void measure_one(const BenchCase& one, const TimingLimits& limits) {
+    Row measure_one(const BenchCase& one, const TimingLimits& limits) {
         Row row{
             "kernel." + one.name, one.shape, to_string(one.dtype), {}, one.bytes, one.flops, 0, ""};
         try {
@@ -205,7 +212,7 @@ class KernelBench {
         } catch (const Error& error) {
             row.error = error.what();
         }
-        add(row);
+        return row;
     }
 
     const BenchKernelsOptions& options_;

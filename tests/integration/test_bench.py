@@ -66,8 +66,9 @@ class BenchTest(CliTest):
         self.small()
         out = self.bench('--steps', '2', '--warmup', '0').out
         head, table = out.split('\n\n', 1)
-        json.loads(head.splitlines()[0])
-        rows = table.split('\n\n', 1)[1].splitlines()
+        self.assertTrue(head.startswith('CPU, 2 threads'))
+        self.assertNotIn('{', out)
+        rows = table.splitlines()
         for part in PARTS + ('step', 'fastest step'):
             self.assertEqual(sum(row.startswith(f'{part} ') for row in rows), 1 + (part == 'gemm'), part)
         self.assertIn('tokens/s', table)
@@ -167,12 +168,13 @@ class BenchKernelsTest(CliTest):
         self.assertEqual(by_name['kernel.apply']['bytes'], 12 * parameters)
 
     def test_table_and_choice(self):
-        result = self.bench('--only', 'rmsnorm', '--dtype', 'bf16')
-        lines = [json.loads(line) for line in result.out.splitlines() if line.startswith('{')]
+        lines = self.lines('--only', 'rmsnorm', '--dtype', 'bf16')
         self.assertEqual([line['what'] for line in lines],
                          ['ceiling.copy', 'ceiling.gemm', 'kernel.rmsnorm_forward', 'kernel.rmsnorm_backward'])
         self.assertEqual(lines[2]['dtype'], 'bf16')
-        table = [line for line in result.out.splitlines() if not line.startswith('{')]
+        result = self.bench('--only', 'rmsnorm', '--dtype', 'bf16')
+        table = result.out.splitlines()
+        self.assertNotIn('{', result.out)
         for start in ('ceiling.copy', 'ceiling.gemm', 'rmsnorm_forward', 'rmsnorm_backward'):
             self.assertEqual(sum(row.startswith(f'{start} ') for row in table), 1, start)
         self.assertIn('rmsnorm_forward', result.err)  # progress
@@ -266,7 +268,8 @@ class BenchOptimizerTest(CliTest):
         group = {'match': {'role': 'any'}, 'norm': {'type': 'sign'}}
         (self.folder / 'mine.json').write_text(json.dumps({'description': 'x', 'groups': [group]}))
         out = self.bench('--shapes', '32x48', '--preset', 'mine.json', '--preset', 'muon').out
-        table = [line for line in out.splitlines() if not line.startswith('{')]
+        table = out.splitlines()
+        self.assertNotIn('{', out)
         for start in ('mine.json', 'muon', 'jordan', 'cubic'):
             self.assertEqual(sum(row.startswith(f'{start} ') for row in table), 1, start)
         self.assertFalse([row for row in table if row.startswith('adamw')])
@@ -280,7 +283,9 @@ class BenchOptimizerTest(CliTest):
                             status=1)
         self.assertIn('1 of 2 measurements failed', result.err)
         self.assertIn('takes no parameter of this model', result.out)
-        self.assertIn('"preset.lion"', result.out)
+        self.assertIn('lion ', result.out)
+        result = self.bench('--shapes', '8x8', '--preset', 'named.json', '--only', 'preset', '--json', status=1)
+        self.assertIn('takes no parameter', json.loads(result.out.splitlines()[-1])['error'])
 
     def peer(self, text):
         path = self.folder / 'peer.sh'
@@ -291,13 +296,13 @@ class BenchOptimizerTest(CliTest):
     def test_compare_takes_turns_with_the_peers(self):
         options = self.peer(PEER)
         arguments = ('--shapes', '16x8x2', '--preset', 'muon', '--only', 'preset', '--compare', '--rounds', '4')
-        result = self.bench(*arguments, **options)
-        line = [json.loads(line) for line in result.out.splitlines() if line.startswith('{')][-1]
+        line = self.lines(*arguments, **options)[-1]
         self.assertEqual((line['what'], line['preset'], line['torch'], line['ms']),
                          ('compare.Fast', 'muon', '9.9', 500))
         self.assertEqual(len(line['ratios']), 4)
         self.assertTrue(min(line['ratios']) <= line['ratio'] <= max(line['ratios']))
         self.assertGreater(line['ratio'], 20)  # half a second against an update of two tiny matrices
+        result = self.bench(*arguments, **options)
         self.assertIn('left out: Slow: too slow', result.err)
         self.assertIn('PyTorch 9.9', result.out)
         self.assertEqual(json.loads((self.folder / 'prepared').read_text()),
