@@ -12,6 +12,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <exception>
+#include <memory>
 #include <string>
 
 // defines: CLI::App
@@ -30,7 +31,7 @@
 #include "llmc/train/commands.h"
 // defines: Config, load_config
 #include "llmc/train/config.h"
-// defines: ConfigOptions, add_device, integer_in, is_unknown_command, number_in
+// defines: ConfigOptions, HelpFormatter, add_device, integer_in, is_unknown_command, number_in
 #include "llmc/train/options.h"
 // defines: PlanCommand, add_plan, run_plan
 #include "llmc/train/plan_options.h"
@@ -252,6 +253,7 @@ int main(int argc, char** argv) {
     CLI::App app(
         "train_gpt: pretrains LLaMA-type language models with norm-constrained optimizers");
     app.require_subcommand(1);
+    app.formatter(std::make_shared<HelpFormatter>());
     TrainOptions train_options;
     PlanCommand plan;
     ScheduleCommand schedule;

@@ -37,10 +37,8 @@ def shown(value, form):
 
 
 def first_difference(first, run):
-    if run is first:
-        return ""
     if first.config is None or run.config is None:
-        return "-"
+        return "no configuration to compare"
     found = differences(first, run)
     if not found:
         return "same configuration"
@@ -54,23 +52,24 @@ def short(value):
     return text if len(text) <= 32 else text[:29] + "..."
 
 
-HEADINGS = ("run", "optimizer", "lr", "steps", "tokens", "val loss", "best val", "tokens/s", "time",
-            "memory", "first difference")
+HEADINGS = ("run", "preset", "lr", "steps", "tokens", "loss", "best", "tok/s", "time", "memory")
 
 
 def table(runs):
+    """A row a run; below it the first key that differs from the first run."""
     rows = [HEADINGS]
     for run in runs:
         of = figures(run)
         rows.append((run.name, shown(of["optimizer"], str), shown(of["lr"], "{:g}".format),
                      f"{of['steps']}{'' if run.finished else '*'}", shown(of["tokens"], counted),
                      shown(of["val_loss"], "{:.4f}".format), shown(of["best_val_loss"], "{:.4f}".format),
-                     shown(of["tokens_per_s"], "{:.0f}".format), shown(of["seconds"], clock),
-                     shown(of["memory_bytes"], in_bytes), first_difference(runs[0], run)))
+                     shown(of["tokens_per_s"], counted), shown(of["seconds"], clock),
+                     shown(of["memory_bytes"], in_bytes)))
     widths = [max(len(row[column]) for row in rows) for column in range(len(HEADINGS))]
-    left = (0, 1, len(HEADINGS) - 1)
-    lines = ("  ".join(cell.ljust(width) if column in left else cell.rjust(width)
-                       for column, (cell, width) in enumerate(zip(row, widths))).rstrip() for row in rows)
+    lines = ["  ".join(cell.ljust(width) if column < 2 else cell.rjust(width)
+                       for column, (cell, width) in enumerate(zip(row, widths))).rstrip() for row in rows]
+    for number, run in reversed(list(enumerate(runs[1:], 2))):
+        lines.insert(number + 1, f"    {first_difference(runs[0], run)}")
     return "\n".join(lines)
 
 

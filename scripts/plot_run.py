@@ -136,6 +136,18 @@ def draw_phases(axes, run):
 # ---- the look of a panel ------------------------------------------------------------------------------
 
 
+def log_scale(axes):
+    """Over a few powers of ten, those alone would label the axis once or not at all."""
+    from matplotlib.ticker import LogLocator, NullFormatter
+
+    axes.set_yscale("log")
+    low, high = axes.get_ylim()
+    if high < 300 * low:
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 30 * low else (1, 3)))
+        axes.yaxis.set_major_formatter("{x:g}")
+        axes.yaxis.set_minor_formatter(NullFormatter())
+
+
 def rates_differ_widely(runs):
     """A linear axis would press the smaller of two peaks flat."""
     peaks = [max((rate for rate in run.curve("lr")[1] if rate > 0), default=0) for run in runs]
@@ -145,7 +157,7 @@ def rates_differ_widely(runs):
 
 def finish_rate(axes, runs):
     if rates_differ_widely(runs):
-        axes.set_yscale("log")
+        log_scale(axes)
     else:
         axes.set_ylim(bottom=0)
         axes.ticklabel_format(axis="y", style="sci", scilimits=(-2, 3), useMathText=True)
@@ -155,7 +167,7 @@ def finish_norm(axes, runs):
     """The first norms are often far above the later ones, and some spike."""
     values = [value for run in runs for value in run.curve("grad_norm")[1] if value > 0]
     if values and max(values) > 10 * statistics.median(values):
-        axes.set_yscale("log")
+        log_scale(axes)
 
 
 def finish_speed(axes, runs):
@@ -166,7 +178,7 @@ def finish_speed(axes, runs):
 
 
 def finish_update_norms(axes, runs):
-    axes.set_yscale("log")
+    log_scale(axes)
     if len(runs) > 1:
         axes.set_ylabel("relative update\n(attention)")
 

@@ -51,7 +51,7 @@ def summary(run):
         best = min(finite)
         found += [("validation loss", f"{finite[-1][0]:.4f}"),
                   ("perplexity", f"{math.exp(min(finite[-1][0], 700)):.4g}"),
-                  ("best validation loss", f"{best[0]:.4f} after {best[1]}")]
+                  (f"best, after {best[1]} updates", f"{best[0]:.4f}")]
     found.append(("updates", f"{run.updates} of {run.get('run.steps')}" if run.get("run.steps") else run.updates))
     if tokens:
         found.append(("tokens", counted(tokens)))
@@ -89,11 +89,13 @@ def told_by_plan(run, program):
     if result.returncode != 0:
         return None
     found = []
-    for line in result.stdout.splitlines():
+    # Lines that go on below are put together again; those of the optimizer are indented by their level.
+    for line in re.sub(r"\n {11,}", " ", result.stdout).splitlines():
         what, _, words = line.strip().partition(" ")
-        if line.startswith("  ") and found and found[-1][0] == "optimizer":
-            found[-1] = (found[-1][0], f"{found[-1][1]}\n{' '.join(line.split())}")
-        elif what in ("model", "batch", "run", "optimizer", "schedule") and not line.startswith(" "):
+        indent = len(line) - len(line.lstrip())
+        if indent and found and found[-1][0] == "optimizer":
+            found[-1] = (found[-1][0], f"{found[-1][1]}\n{' ' * (indent - 2)}{' '.join(line.split())}")
+        elif what in ("model", "batch", "run", "optimizer", "schedule") and not indent:
             # Of the run, not of the machine that makes the report.
             words = re.sub(r", epochs unknown.*", "", words.strip())
             if run.get("precision.compute") == "auto":

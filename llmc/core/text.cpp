@@ -83,6 +83,28 @@ std::string PrintableStream::finish() {
     return result;
 }
 
+std::string wrapped(const std::string& text, size_t width, size_t indent) {
+    std::string result;
+    size_t column = 0;
+    for (size_t at = 0; at < text.size();) {
+        const size_t blanks = std::min(text.find_first_not_of(' ', at), text.size());
+        const size_t end = std::min(text.find_first_of(" \n", blanks), text.size());
+        if (column > indent && column + (end - at) > width) {
+            result += "\n" + std::string(indent, ' ');
+            column = indent;
+            at = blanks;
+        }
+        result += text.substr(at, end - at);
+        column += end - at;
+        at = end;
+        if (at < text.size() && text[at] == '\n') {
+            result += text[at++];
+            column = 0;
+        }
+    }
+    return result;
+}
+
 std::string printable(std::string_view text) {
     PrintableStream stream;
     const std::string start = stream.add(text);

@@ -11,6 +11,10 @@ namespace lmo {
 // that changes the direction of text, and of what is not valid UTF-8 written as \xNN.
 std::string printable(std::string_view text);
 
+// The text with newlines in place of some blanks, so that no line has more than `width` bytes where
+// its words allow; lines that this begins start with `indent` blanks.
+std::string wrapped(const std::string& text, size_t width, size_t indent);
+
 // printable() of a text that comes in pieces, which may end within a character.
 class PrintableStream {
   public:

@@ -77,6 +77,13 @@ std::string format_bytes(double bytes) {
     return print_to_string("%.*f %s", unit == 0 ? 0 : 1, bytes, kUnits[unit]);
 }
 
+std::string wrapped_message(const std::string& text) {
+    const size_t label = text.find_first_of(" \n", text.find_first_not_of(' '));
+    const size_t behind = text.find_first_not_of(' ', label);
+    const bool labelled = behind != std::string::npos && behind >= label + 2 && behind <= 16;
+    return wrapped(text, kColumns, labelled ? behind : 4);
+}
+
 std::string format_header(int64_t steps) {
     return print_to_string("%*s  %8s  %8s  %-8s  %7s  %6s  %5s  %9s", step_width(steps), "step",
                            "loss", "lr", "phase", "|g|", "tok/s", "mfu", "time left");
@@ -135,7 +142,9 @@ void Console::progress(const ProgressLine& line, bool force) {
     if (terminal_ && (!status_shown_ || now - last_drawn_ >= kSecondsOfAStatus)) draw_status();
 }
 
-void Console::message(const std::string& text) { print(printable(text)); }
+void Console::message(const std::string& text) { print(wrapped_message(printable(text))); }
+
+void Console::text(const std::string& text) { print(printable(text)); }
 
 void Console::warning(const std::string& text) {
     if (silent_) return;

@@ -14,6 +14,10 @@ std::string format_duration(double seconds);  // "48 s", "12:05", "3:07:15"
 std::string format_count(double number);      // "987", "12.3k", "124M"
 std::string format_bytes(double bytes);       // "12.3 MiB"
 
+// In lines of at most 80 columns; what does not fit goes on below, behind the label of a text like
+// "memory     165.7 MiB".
+std::string wrapped_message(const std::string& text);
+
 struct ProgressLine {
     int64_t step = 0, steps = 0;
     double loss = 0, rate = 0, gradient_norm = 0, tokens_per_second = 0;
@@ -39,8 +43,10 @@ class Console {
     // redrawn in between); in a pipe or file about 40 lines a run and never more than one in 2 s.
     // `force` prints it anyway.
     void progress(const ProgressLine& line, bool force = false);
-    // On its own line, above the status line; warnings to stderr. Both made printable().
+    // On lines of its own (wrapped_message) above the status line; warnings go to stderr, as one
+    // line. Both made printable().
     void message(const std::string& text);
+    void text(const std::string& text);  // as it is, but printable()
     void warning(const std::string& text);
     void finish();                          // clears the status line
 

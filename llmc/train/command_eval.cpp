@@ -106,10 +106,15 @@ void run_eval_choices(const EvalOptions& options) {
     }
     const ChoiceResult result = evaluate_choices(
         *loaded.backend, loaded.model, loaded.weights.compute(), loaded.tensors, questions);
-    const ordered_json line = {{"accuracy", result.accuracy},
-                               {"accuracy_norm", result.accuracy_norm},
-                               {"examples", result.examples}};
-    std::printf("%s\n", line.dump().c_str());
+    if (options.json) {
+        const ordered_json line = {{"accuracy", result.accuracy},
+                                   {"accuracy_norm", result.accuracy_norm},
+                                   {"examples", result.examples}};
+        std::printf("%s\n", line.dump().c_str());
+    } else {
+        std::printf("accuracy %.2f %%, by log-probability per token %.2f %%\n",
+                    100 * result.accuracy, 100 * result.accuracy_norm);
+    }
     flush_output();
 }
 
@@ -140,9 +145,14 @@ void run_eval(const EvalOptions& options) {
     if (!std::isfinite(result.loss)) {
         throw Error(options.checkpoint + ": the loss is not finite; the weights are damaged");
     }
-    const ordered_json line = {
-        {"loss", result.loss}, {"perplexity", std::exp(result.loss)}, {"tokens", result.tokens}};
-    std::printf("%s\n", line.dump().c_str());
+    const double perplexity = std::exp(result.loss);
+    if (options.json) {
+        const ordered_json line = {
+            {"loss", result.loss}, {"perplexity", perplexity}, {"tokens", result.tokens}};
+        std::printf("%s\n", line.dump().c_str());
+    } else {
+        std::printf("loss %.4f, perplexity %.5g\n", result.loss, perplexity);
+    }
     flush_output();
 }
 

@@ -5,6 +5,7 @@
 #include <functional>
 #include <map>
 
+#include "llmc/core/json.h"
 #include "llmc/io/console.h"
 #include "llmc/io/files.h"
 #include "llmc/train/commands.h"
@@ -273,69 +274,70 @@ ordered_json make_plan(const Config& config, const PlanOptions& options, const D
     return plan;
 }
 
+void print_line(const std::string& text) { std::printf("%s\n", wrapped_message(text).c_str()); }
+
 void print_run(const ordered_json& plan, const Config& config) {
-    std::printf("batch      %lld sequences of %lld tokens an update: %lld micro-batch%s of %lld",
-                static_cast<long long>(config.batch.sequences),
-                static_cast<long long>(config.model.seq_len),
-                plan["micro_batches"].get<long long>(), plan["micro_batches"] == 1 ? "" : "es",
-                plan["micro_batch"].get<long long>());
     const long long ranks = plan["ranks"].get<long long>();
-    if (ranks > 1) std::printf(" on each of %lld ranks", ranks);
-    if (plan.contains("tokens")) {
-        std::printf("\nrun        %lld updates: %s tokens", plan["updates"].get<long long>(),
-                    format_count(plan["tokens"]).c_str());
-        if (plan["epochs"].is_null()) {
-            std::printf(", epochs unknown (data.train is not here)");
-        } else {
-            std::printf(", %.2f epochs", plan["epochs"].get<double>());
-        }
+    print_line("batch      " + std::to_string(config.batch.sequences) + " sequences of " +
+               std::to_string(config.model.seq_len) +
+               " tokens an update: " + plan["micro_batches"].dump() +
+               (plan["micro_batches"] == 1 ? " micro-batch of " : " micro-batches of ") +
+               plan["micro_batch"].dump() +
+               (ranks > 1 ? " on each of " + std::to_string(ranks) + " ranks" : ""));
+    if (!plan.contains("tokens")) return;
+    char epochs[64] = "epochs unknown (data.train is not here)";
+    if (!plan["epochs"].is_null()) {
+        std::snprintf(epochs, sizeof epochs, "%.2f epochs", plan["epochs"].get<double>());
     }
-    std::printf("\n");
+    print_line("run        " + plan["updates"].dump() +
+               " updates: " + format_count(plan["tokens"]) + " tokens, " + epochs);
 }
 
 void print_traffic(const ordered_json& plan) {
     if (plan.contains("steps_of_each_rank")) {
-        std::printf("owners     each rank takes the steps of %s\n",
-                    plan["steps_of_each_rank"].get<std::string>().c_str());
+        print_line("owners     each rank takes the steps of " +
+                   plan["steps_of_each_rank"].get<std::string>());
     }
     const double sent = plan["bytes_sent_per_update"],
                  whole = plan["uncompressed_bytes_per_update"];
-    std::printf("traffic    %s sent by a rank in an update: %s up to owners, %s of weights down\n",
-                format_bytes(sent).c_str(), format_bytes(plan["up_bytes_per_update"]).c_str(),
-                format_bytes(plan["down_bytes_per_update"]).c_str());
-    if (sent < whole) {
-        std::printf("           %.3g times less than %s without communication \"%s\"\n",
-                    whole / sent, format_bytes(whole).c_str(),
-                    plan["communication"].get<std::string>().c_str());
-    }
+    char times[32] = "";
+    std::snprintf(times, sizeof times, "%.3g times", whole / sent);
+    print_line("traffic    " + format_bytes(sent) + " sent by a rank in an update: " +
+               format_bytes(plan["up_bytes_per_update"]) + " up to the owners, " +
+               format_bytes(plan["down_bytes_per_update"]) + " of weights down" +
+               (sent < whole ? "; " + std::string(times) + " less than without communication " +
+                                   value_text(plan["communication"])
+                             : ""));
 }
 
-void print_cost(const ordered_json& plan) {
-    std::printf("work       %s FLOPs a token, %s an update",
-                format_count(plan["flops_per_token"]).c_str(),
-                format_count(plan["flops_per_update"]).c_str());
+void print_work(const ordered_json& plan) {
+    char gradients[64] = "", whole[64] = "";
     if (plan["gradients_per_update"] != 1.0) {
-        std::printf(" of %.3g gradients", plan["gradients_per_update"].get<double>());
+        std::snprintf(gradients, sizeof gradients, " (%.3g gradients)",
+                      plan["gradients_per_update"].get<double>());
     }
-    if (plan.contains("flops")) std::printf(", %.3g in the run", plan["flops"].get<double>());
-    std::printf("\n");
+    if (plan.contains("flops")) {
+        std::snprintf(whole, sizeof whole, ", %.3g in the run", plan["flops"].get<double>());
+    }
+    print_line("work       " + format_count(plan["flops_per_token"]) + " FLOPs a token, " +
+               format_count(plan["flops_per_update"]) + " an update" + gradients + whole);
     if (plan["ranks"] > 1) print_traffic(plan);
+}
+
+void print_time(const ordered_json& plan) {
     const ordered_json& time = plan["time"];
     if (time.is_null()) {
-        std::printf("time       unknown: no such device here; give its peak, --peak TFLOPS\n");
-        return;
+        return print_line("time       unknown: no such device here; give its peak, --peak TFLOPS");
     }
     const double seconds = time["seconds_per_update"];
-    if (seconds < 10) {
-        std::printf("time       %.3g ms an update", 1e3 * seconds);
-    } else {
-        std::printf("time       %s an update", format_duration(seconds).c_str());
-    }
-    if (plan.contains("tokens"))
-        std::printf(", %s in all", format_duration(time["seconds"]).c_str());
-    std::printf(" (estimate: %g %% of %s FLOP/s %s)\n", 100 * time["mfu"].get<double>(),
-                format_count(time["peak_flops"]).c_str(),
-                time["measured"].get<bool>() ? "measured here" : "given");
+    char update[32], share[32];
+    std::snprintf(update, sizeof update, "%.3g ms", 1e3 * seconds);
+    std::snprintf(share, sizeof share, "%g %%", 100 * time["mfu"].get<double>());
+    print_line(
+        "time       " + (seconds < 10 ? update : format_duration(seconds)) + " an update" +
+        (plan.contains("tokens") ? ", " + format_duration(time["seconds"]) + " in all" : "") +
+        " (estimate: " + share + " of " + format_count(time["peak_flops"]) + " FLOP/s " +
+        (time["measured"].get<bool>() ? "measured here" : "given") + ")");
 }
 
 void print_memory(const ordered_json& plan, const Device& device) {
@@ -362,7 +364,7 @@ void print_memory(const ordered_json& plan, const Device& device) {
         }
         for (const ordered_json& group : plan["optimizer_state_by_group"]) {
             if (group["bytes"] > 0)
-                print_sizes(4, "of " + group["match"].get<std::string>(), group["bytes"]);
+                print_sizes(4, "by group: " + group["match"].get<std::string>(), group["bytes"]);
         }
     }
     const ordered_json& fits = plan["fits"];
@@ -373,14 +375,15 @@ void print_memory(const ordered_json& plan, const Device& device) {
 
 void print_plan(const ordered_json& plan, const Config& config, const Device& device) {
     const ParameterList parameters = llama_parameters(config.model);
-    std::printf("device     %s\n", device.stand_in ? "cuda" : device.backend->describe().c_str());
-    std::printf("model      %s\n", model_line(config, parameters, device.precision).c_str());
+    print_line("device     " + (device.stand_in ? "cuda" : device.backend->describe()));
+    print_line("model      " + model_line(config, parameters, device.precision));
     print_run(plan, config);
-    std::printf("optimizer  %s\n", schedule_line(config).c_str());
-    for (const std::string& line : optimizer_in_words(config)) std::printf("%s\n", line.c_str());
-    std::printf("schedule   %s\n", warmup_in_words(config.schedule).c_str());
+    print_line("optimizer  " + schedule_line(config));
+    for (const std::string& line : optimizer_in_words(config)) print_line(line);
+    print_line("schedule   " + warmup_in_words(config.schedule));
     print_memory(plan, device);
-    print_cost(plan);
+    print_work(plan);
+    print_time(plan);
     flush_output();
 }
 

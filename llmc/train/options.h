@@ -2,6 +2,7 @@
 #pragma once
 
 #include <CLI/CLI.hpp>
+#include <algorithm>
 #include <cerrno>
 #include <cstdint>
 #include <cstdio>
@@ -43,6 +44,53 @@ inline CLI::Validator number_in(double low, double high) {
         },
         "[" + range.str() + "]");
 }
+
+// Help within 80 columns. A command in the examples that is longer goes on before one of its
+// options.
+class HelpFormatter : public CLI::Formatter {
+  public:
+    std::string make_description(const CLI::App* app) const override {
+        return wrapped(CLI::Formatter::make_description(app), kColumns, 0);
+    }
+    std::string make_subcommand(const CLI::App* command) const override {
+        std::ostringstream out;
+        CLI::detail::format_help(out, command->get_name(),
+                                 wrapped(command->get_description(), right(), 0), column_width_);
+        return out.str();
+    }
+    std::string make_option_desc(const CLI::Option* option) const override {
+        return wrapped(option->get_description(), right(), 0);
+    }
+    std::string make_footer(const CLI::App* app) const override {
+        std::istringstream lines(CLI::Formatter::make_footer(app));
+        std::string result;
+        for (std::string line; std::getline(lines, line);) {
+            const bool command = line.rfind("  train_gpt", 0) == 0;
+            result += (command ? continued(line) : wrapped(line, kColumns, 0)) + "\n";
+        }
+        return result;
+    }
+
+  private:
+    static constexpr size_t kColumns = 80;
+    size_t right() const { return kColumns - column_width_; }
+
+    static std::string continued(const std::string& line) {
+        std::string result;
+        size_t column = 0;
+        for (size_t at = 0; at < line.size();) {
+            const size_t end = std::min(line.find(" --", at + 1), line.size());
+            if (column > 0 && column + (end - at) > kColumns - 2) {
+                result += " \\\n     ";
+                column = 5;
+            }
+            result += line.substr(at, end - at);
+            column += end - at;
+            at = end;
+        }
+        return result;
+    }
+};
 
 // Options that commands reading a configuration share.
 struct ConfigOptions {

@@ -396,7 +396,7 @@ void Trainer::sample() {
              [](int32_t) {});
     const std::string text = tokenizer_->decode(ids);
     record({{"type", "sample"}, {"step", step_}, {"text", text}});
-    console_.message("sample: " + text + "\n");
+    console_.text("sample: " + text + "\n");
 }
 
 void Trainer::log_summary() {

@@ -67,13 +67,15 @@ class CompareRunsTest(unittest.TestCase):
                 self.make('c', [{'type': 'val', 'step': 0, 'loss': 3.25}]), self.make('d', [train_line(0)], config)]
         result = self.compare(*runs, '--diff')
         self.assertEqual((result.returncode, result.stderr), (0, ''))
-        heading, one, two, three, four = result.stdout.splitlines()[:5]
+        heading, one, two, of_two, three, of_three, _, of_four = result.stdout.splitlines()[:8]
         self.assertTrue(heading.startswith('run'))
         self.assertEqual(one.split(), [runs[0], 'groups', '0.1', '1*', '100', '-', '-', '50', '0:02', '-'])
-        self.assertIn('optimizer.groups [1] -> [2, 2,', two)
-        self.assertTrue(two.endswith('... (+1 more)'), two)
-        self.assertEqual(three.split(), ['c', '-', '-', '0*', '-', '3.2500', '3.2500', '-', '-', '-', '-'])
-        self.assertTrue(four.endswith('same configuration'))
+        self.assertTrue(two.startswith('two '), two)
+        self.assertTrue(of_two.startswith('    optimizer.groups [1] -> [2, 2,'))
+        self.assertTrue(of_two.endswith('... (+1 more)'), of_two)
+        self.assertEqual(three.split(), ['c', '-', '-', '0*', '-', '3.2500', '3.2500', '-', '-', '-'])
+        self.assertEqual(of_three, '    no configuration to compare')
+        self.assertEqual(of_four, '    same configuration')
         self.assertIn('\n  batch.sequences: 4 -> 8\n', result.stdout)
         lines = [json.loads(line) for line in self.compare(*runs, '--json').stdout.splitlines()]
         self.assertEqual([line['steps'] for line in lines], [1, 1, 0, 1])

@@ -51,6 +51,8 @@ class TrainTest(CliTest):
         self.assertAlmostEqual(values['perplexity'], math.exp(values['loss']), places=6)
         self.assertEqual(values['tokens'], 799)
         self.assertAlmostEqual(values['loss'], lines[-1]['val_loss'], delta=0.15)
+        told = self.run_cli('eval', '--checkpoint', self.checkpoint(120), '--data', 'data/val.bin').out
+        self.assertIn(f'\nloss {values["loss"]:.4f}, perplexity {values["perplexity"]:.5g}\n', told)
 
     def test_same_bits_again(self):
         self.config()
@@ -119,11 +121,12 @@ class TrainTest(CliTest):
         lines = [json.dumps({**question, 'label': label}) for label in range(4)]
         (self.folder / 'questions.jsonl').write_text('\n'.join(lines) + '\n')
         arguments = ('eval', '--checkpoint', self.checkpoint(8), '--data', 'questions.jsonl', '--device', 'cpu')
-        result = self.run_cli(*arguments)
+        result = self.run_cli(*arguments, '--json')
         self.assertEqual(result.status, 0, result.err)
         # One question with each of its endings as the right one.
-        self.assertEqual(json.loads(result.out.splitlines()[-1]), {'accuracy': 0.25, 'accuracy_norm': 0.25, 'examples': 4})
-        self.assertEqual(self.run_cli(*arguments, '--json', '--tokenizer', 'bytes').out.splitlines(), result.out.splitlines()[-1:])
+        self.assertEqual(json.loads(result.out), {'accuracy': 0.25, 'accuracy_norm': 0.25, 'examples': 4})
+        self.assertEqual(self.run_cli(*arguments, '--json', '--tokenizer', 'bytes').out, result.out)
+        self.assertIn('4 questions\naccuracy 25.00 %, by log-probability per token 25.00 %\n', self.run_cli(*arguments).out)
         (self.folder / 'questions.jsonl').write_text('\n'.join(lines) + '\n{"ctx": "He"}\n')
         result = self.run_cli(*arguments)
         self.assertEqual((result.status, result.err), (1, 'train_gpt: questions.jsonl: line 5: has no "endings"\n'))

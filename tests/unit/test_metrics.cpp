@@ -183,6 +183,22 @@ TEST(Console, Counts) {
     EXPECT_EQ(format_bytes(1048570), "1.0 MiB");
 }
 
+TEST(Console, MessagesGoOnBelowThemselves) {
+    const std::string words =
+        "some words that together are more than one line of a terminal will hold";
+    EXPECT_EQ(wrapped_message("memory     " + words),
+              "memory     some words that together are more than one line of a terminal will\n"
+              "           hold");
+    EXPECT_EQ(wrapped_message("  norm     " + words),
+              "  norm     some words that together are more than one line of a terminal will\n"
+              "           hold");
+    EXPECT_EQ(wrapped_message("update 10: " + words),
+              "update 10: some words that together are more than one line of a terminal will\n"
+              "    hold");
+    EXPECT_EQ(wrapped_message(words), words);
+    EXPECT_EQ(wrapped_message(""), "");
+}
+
 ProgressLine progress_line(int64_t step, int64_t steps) {
     ProgressLine line;
     line.step = step;

@@ -69,3 +69,13 @@ TEST(StrictJson, ValuesAreCutBetweenCharacters) {
     EXPECT_LE(shown.size(), 203u);
     EXPECT_EQ(printable(shown), shown);
 }
+
+TEST(Wrapped, BreaksAtBlanksOnly) {
+    EXPECT_EQ(wrapped("one two three", 80, 4), "one two three");
+    EXPECT_EQ(wrapped("one two three", 7, 2), "one two\n  three");
+    EXPECT_EQ(wrapped("one two three", 6, 2), "one\n  two\n  three");
+    EXPECT_EQ(wrapped("abc  verylongword b", 6, 2), "abc\n  verylongword\n  b");
+    EXPECT_EQ(wrapped("  in one\n\nnew line ", 6, 0), "  in\none\n\nnew\nline ");
+    EXPECT_EQ(wrapped("label      verylongword", 8, 11), "label      verylongword");
+    EXPECT_EQ(wrapped("", 8, 2), "");
+}
