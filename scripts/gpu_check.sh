@@ -1,19 +1,25 @@
 #!/usr/bin/env bash
-# Checks and measures the CUDA backend on a machine with a GPU, a CUDA toolkit, a C++ compiler and make.
-# It needs no network. Each part takes less than 9 minutes and may be run by itself, `build` first.
+# Checks and measures the CUDA backend on a machine with a GPU, a CUDA toolkit, a
+# C++ compiler and make. It needs no network. Each part takes less than 9 minutes
+# and may be run by itself, `build` first.
 #
-#   scripts/gpu_check.sh build|test|sanitize|conformance|bench|all [--out DIR] [--build DIR] [--emulated]
+#   scripts/gpu_check.sh build|test|sanitize|conformance|bench|all
+#                        [--out DIR] [--build DIR] [--emulated]
 #
 #   build        train_gpt, the unit tests and the conformance program, by nvcc
 #   test         the unit tests on the device; those of equal bits 50 times
-#   sanitize     the unit tests under compute-sanitizer's four tools, each for a limited time
-#   conformance  what PTX instructions compute on the device, compared with the emulator
-#   bench        train_gpt bench kernels, with the clocks beside it, and bench optimizer
-#   --out DIR    results (default build/gpu_check): results.json and each part's logs
-#   --emulated   the programs built for the emulator instead, few tests, tiny shapes: tries this script
+#   sanitize     the unit tests under compute-sanitizer's four tools, each for a
+#                limited time
+#   conformance  what PTX instructions compute on the device, beside the emulator
+#   bench        train_gpt bench kernels, with the clocks beside it, and bench
+#                optimizer
+#   --out DIR    results.json and each part's logs (default build/gpu_check)
+#   --emulated   the programs built for the emulator instead, few tests, tiny
+#                shapes: tries this script
 #
-# LMO_HEADERS=DIR   where nlohmann/json, CLI11 and xxhash (nlohmann/json.hpp, CLI/CLI.hpp, xxhash.h) are, if
-#                   not installed; LMO_GTEST=DIR: GoogleTest's sources (default: DIR/googletest of it)
+# LMO_HEADERS=DIR   where nlohmann/json, CLI11 and xxhash (nlohmann/json.hpp,
+#                   CLI/CLI.hpp, xxhash.h) are, if not installed
+# LMO_GTEST=DIR     GoogleTest's sources (default: googletest in LMO_HEADERS)
 # LMO_FILTER, LMO_SANITIZE_FILTER   GoogleTest filters of test and sanitize
 # LMO_COMMIT        what is measured, where git does not know
 #

@@ -1,10 +1,10 @@
 # shellcheck shell=bash
-# What the run_*.sh scripts have in common; each sets CONFIG and calls `launch "$@"`. Paths count from the
-# repository's folder. Variables, all optional:
+# What the run_*.sh scripts have in common; each sets CONFIG and calls launch.
+# Paths count from the repository's folder. Variables, all optional:
 #
 #   CONFIG=FILE      configuration
-#   DATA=DIR         folder with *train*.bin and *val*.bin (default data/fineweb); FineWeb is fetched into it
-#                    where it has none
+#   DATA=DIR         folder with *train*.bin and *val*.bin (default data/fineweb);
+#                    FineWeb is fetched into it where it has none
 #   RUN=NAME         name of the run; its folder is runs/NAME
 #   STEPS=N          updates in the whole run
 #   DEVICE=cpu|cuda  where to compute
@@ -12,9 +12,10 @@
 #   EXTRA="..."      more arguments, as after the script's name; split at blanks
 #   PYTHON, TRAIN_GPT   the programs
 #
-# Arguments: --set key=value, as of train_gpt train; --plan, to say what would be done and stop; --help.
-# The same command again continues the run. Exit status is that of train_gpt: 0 finished, 1 runtime error,
-# 2 wrong use, 3 stopped by a signal with a checkpoint written.
+# Arguments: --set key=value, as of train_gpt train; --plan, to say what would be
+# done and stop; --help. The same command again continues the run. Exit status is
+# that of train_gpt: 0 finished, 1 runtime error, 2 wrong use, 3 stopped by a
+# signal with a checkpoint written.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 

@@ -1,18 +1,21 @@
 #!/usr/bin/env python3
-"""Prepares text for training: DIR/train.bin, DIR/val.bin (uint16 tokens) and DIR/meta.json.
+"""Prepares text for training: train.bin, val.bin (uint16 tokens), meta.json.
 
-  prepare_data.py austen                         six novels of Jane Austen, by apt-get, without root
-  prepare_data.py python-docs                    Python's documentation (11 MB), likewise
-  prepare_data.py text FILE|FOLDER... --out DIR  your own UTF-8 text
-  prepare_data.py fineweb --tokens 1000000000    FineWeb, where network and packages allow
+  prepare_data.py austen         six novels of Jane Austen, by apt-get, no root
+  prepare_data.py python-docs    Python's documentation (11 MB), likewise
+  prepare_data.py text FILE|FOLDER... --out DIR    your own UTF-8 text
+  prepare_data.py fineweb --tokens 1000000000      FineWeb, where network and
+                                                   packages allow
 
-Validation text is taken evenly from the whole corpus: text is cut into blocks of about 8 KiB at
-blank lines and, by default, every 20th block is held out; the choice depends on nothing but the
-text. A stretch of blocks of one text on one side is a document: with a BPE tokenizer it is followed
-by the end-of-text token (50256 in GPT-2's vocabulary), with bytes it ends in one blank line.
+Validation text is taken evenly from the whole corpus: text is cut into blocks
+of about 8 KiB at blank lines and, by default, every 20th block is held out; the
+choice depends on nothing but the text. A stretch of blocks of one text on one
+side is a document: with a BPE tokenizer it is followed by the end-of-text token
+(50256 in GPT-2's vocabulary), with bytes it ends in one blank line.
 
-A second run with the same command finds the folder up to date and returns at once; a damaged one is
-made again. Needs Python 3 and nothing else; uses tiktoken if it is installed.
+A second run with the same command finds the folder up to date and returns at
+once; a damaged one is made again. Needs Python 3 and nothing else; uses
+tiktoken if it is installed.
 """
 import argparse
 import hashlib

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Trains LLaMA-1B (1.07G parameters) with Muon and the adaptive warm-up, 21G tokens of FineWeb; its rate is not tuned.
+# Trains LLaMA-1B (1.07G parameters) with Muon and the adaptive warm-up, 21G
+# tokens of FineWeb; its rate is not tuned.
 #
 #   [VARIABLE=... ...] scripts/run_llama_1b.sh [--plan] [--set key=value ...]
 #

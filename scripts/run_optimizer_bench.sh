@@ -1,10 +1,11 @@
 #!/usr/bin/env bash
-# Measures the optimizers by themselves, on the parameters of a model; needs no data.
+# Measures the optimizers by themselves, on a model's parameters; needs no data.
 #
-#   [CONFIG=FILE] scripts/run_optimizer_bench.sh [arguments of train_gpt bench optimizer; --compare if none]
+#   [CONFIG=FILE] scripts/run_optimizer_bench.sh [ARGUMENTS]
 #
-#   CONFIG=FILE      whose model and optimizer (default configs/run/llama-124m-muon.json)
+#   CONFIG=FILE      with the model (default configs/run/llama-124m-muon.json)
 #   TRAIN_GPT=FILE   the program
+#   ARGUMENTS        of train_gpt bench optimizer, below (default: --compare)
 . "$(dirname "$0")/launch.sh"
 case " $* " in *' --help '* | *' -h '*) sed -n '/^#!/d;/^#/!q;s/^# \{0,1\}//p' "$0" ;; esac
 find_program

@@ -1,16 +1,19 @@
 #!/usr/bin/env python3
-"""Trains every combination of some configuration values, then tabulates and draws the results.
+"""Trains all combinations of configuration values and shows the results.
 
-    scripts/sweep.py SWEEP.json --jobs 2           a sweep written down (dev/docs/sweeps.md)
+    scripts/sweep.py SWEEP.json --jobs 2   a sweep in a file (dev/docs/sweeps.md)
     scripts/sweep.py --config configs/run/quickstart.json --name rates \\
         --grid optimizer.lr=0.003,0.01,0.03 --grid run.seed,data.seed=0,1,2
 
-Runs go to runs/NAME/RUN, each a run folder of train_gpt; beside them results.json, table.txt and, where
-matplotlib is found, val_loss.png and lr.png. The same command again goes on where the last one stopped:
-finished runs are kept, started ones continue from their newest checkpoint. On Slurm,
---slurm "OPTIONS OF SBATCH" submits the runs as a job array, and --report collects them later.
+Runs go to runs/NAME/RUN, each a run folder of train_gpt; beside them
+results.json, table.txt and, where matplotlib is found, val_loss.png and lr.png.
+The same command again goes on where the last one stopped: finished runs are
+kept, started ones continue from their newest checkpoint. On Slurm,
+--slurm "OPTIONS OF SBATCH" submits the runs as a job array, and --report
+collects them later.
 
-Exit status: 0 all runs finished, 1 some failed (the others are done), 2 a wrong sweep, 3 stopped.
+Exit status: 0 all runs finished, 1 some failed (the others are done), 2 a wrong
+sweep, 3 stopped.
 """
 import argparse
 import concurrent.futures

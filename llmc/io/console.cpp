@@ -49,6 +49,7 @@ std::string format_duration(double seconds) {
     if (whole < 60) return print_to_string("%lld s", whole);
     const long long hours = whole / 3600, minutes = whole / 60 % 60;
     if (hours == 0) return print_to_string("%lld:%02lld", minutes, whole % 60);
+    if (hours >= 100) return print_to_string("%lldd %lldh", hours / 24, hours % 24);
     return print_to_string("%lld:%02lld:%02lld", hours, minutes, whole % 60);
 }
 

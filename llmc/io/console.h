@@ -10,7 +10,7 @@
 
 namespace lmo {
 
-std::string format_duration(double seconds);  // "48 s", "12:05", "3:07:15"
+std::string format_duration(double seconds);  // "48 s", "12:05", "3:07:15", "37d 22h"
 std::string format_count(double number);      // "987", "12.3k", "124M"
 std::string format_bytes(double bytes);       // "12.3 MiB"
 
@@ -48,7 +48,7 @@ class Console {
     void message(const std::string& text);
     void text(const std::string& text);  // as it is, but printable()
     void warning(const std::string& text);
-    void finish();                          // clears the status line
+    void finish();  // clears the status line
 
   private:
     int64_t part_of(int64_t step) const;

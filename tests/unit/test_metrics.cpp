@@ -162,6 +162,8 @@ TEST(Console, Durations) {
     EXPECT_EQ(format_duration(725), "12:05");
     EXPECT_EQ(format_duration(3599.6), "1:00:00");
     EXPECT_EQ(format_duration(11235), "3:07:15");
+    EXPECT_EQ(format_duration(99 * 3600 + 3599.4), "99:59:59");
+    EXPECT_EQ(format_duration(100 * 3600), "4d 4h");
     EXPECT_EQ(format_duration(-1), "-");
     EXPECT_EQ(format_duration(NAN), "-");
     EXPECT_EQ(format_duration(INFINITY), "-");

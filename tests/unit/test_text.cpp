@@ -17,7 +17,7 @@ TEST(Printable, CleanTextStays) {
 TEST(Printable, ControlCharactersAndInvalidBytesAreWritten) {
     EXPECT_EQ(printable("\x1b[2J\r\x07\x7f"), "\\x1b[2J\\x0d\\x07\\x7f");
     EXPECT_EQ(printable(std::string("a\0b", 3)), "a\\x00b");
-    EXPECT_EQ(printable("\xc2\x9b"), "\\xc2\\x9b");          // CSI in one character
+    EXPECT_EQ(printable("\xc2\x9b"), "\\xc2\\x9b");           // CSI in one character
     EXPECT_EQ(printable("\xe2\x80\xae"), "\\xe2\\x80\\xae");  // right to left from here
     EXPECT_EQ(printable("\xff\xc3"), "\\xff\\xc3");
     EXPECT_EQ(printable("\xc0\xaf \xed\xa0\x80 \xf4\x90\x80\x80"),
@@ -56,8 +56,9 @@ TEST(StrictJson, RefusesWhatNamesNoSingleValue) {
     EXPECT_EQ(error(open + close), "no error");
     EXPECT_NE(error("[" + open + close + "]").find("nested deeper than 64"), std::string::npos);
     EXPECT_NE(error(std::string(1 << 20, '[')).find("nested deeper than 64"), std::string::npos);
-    EXPECT_NE(error(R"({"a": 1, "a": 2})").find("x: line 1, column 12: the key \"a\" appears twice"),
-              std::string::npos);
+    EXPECT_NE(
+        error(R"({"a": 1, "a": 2})").find("x: line 1, column 12: the key \"a\" appears twice"),
+        std::string::npos);
     EXPECT_NE(error("[1e999]").find("number overflow"), std::string::npos);
     EXPECT_NE(error("\"\xff\"").find("x: line 1"), std::string::npos);
 }
