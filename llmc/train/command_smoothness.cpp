@@ -113,19 +113,27 @@ Json report_of(const Measurements::Series& series, const SmoothnessFitOptions& o
             {"delta_star", star ? Json(*star) : Json()}};
 }
 
+// "0.self_attn.q_proj" of "model.layers.0.self_attn.q_proj.weight", cut to 24 characters.
+std::string short_name(std::string name) {
+    for (const std::string start : {"model.", "layers."}) {
+        if (name.rfind(start, 0) == 0) name.erase(0, start.size());
+    }
+    if (name.ends_with(".weight")) name.erase(name.size() - 7);
+    return name.size() > 24 ? "..." + name.substr(name.size() - 21) : name;
+}
+
 void print_table(const Json& report) {
-    std::printf("%-44s %10s %10s %10s %10s %10s %6s %6s\n", "matrix", "median K", "noise", "K0",
-                "K1", "K_rho", "rho", "R^2");
+    std::printf("%-24s %8s %8s %8s %8s %8s %4s %5s\n", "matrix", "median K", "noise", "K0", "K1",
+                "K_rho", "rho", "R^2");
     for (const Json& row : report["fits"]) {
-        std::string name = row["name"];
-        if (name.size() > 44) name = "..." + name.substr(name.size() - 41);
-        std::printf("%-44s %10.4g %10.4g %10.4g %10.4g %10.4g %6.3g %6.3f\n", name.c_str(),
-                    row["median_ratio"].get<double>(), row["median_noise"].get<double>(),
-                    row["K0"].get<double>(), row["K1"].get<double>(), row["K_rho"].get<double>(),
-                    row["rho"].get<double>(), row["r2"].get<double>());
+        std::printf("%-24s %8.3g %8.3g %8.3g %8.3g %8.3g %4.3g %5.2f\n",
+                    short_name(row["name"]).c_str(), row["median_ratio"].get<double>(),
+                    row["median_noise"].get<double>(), row["K0"].get<double>(),
+                    row["K1"].get<double>(), row["K_rho"].get<double>(), row["rho"].get<double>(),
+                    row["r2"].get<double>());
     }
     const Json& total = report["fits"][0];
-    std::printf("\n%lld measurements fitted, %.0f %% of them above the curve; ",
+    std::printf("\n%lld measurements fitted, %.0f %% of them above the curve\n",
                 static_cast<long long>(total["points"].get<int64_t>()),
                 100.0 * total["share_above"].get<double>());
     if (total["delta_star"].is_null()) {
@@ -187,11 +195,10 @@ void report_layers(const SmoothnessOptions& options) {
         std::printf("%s\n", report.dump().c_str());
         return;
     }
-    std::printf("%-40s %6s  %10s %10s  %10s %10s\n", "", "", "same batch", "", "another", "");
-    std::printf("%-40s %6s  %10s %10s  %10s %10s\n", "block", "points", "L0", "L1", "L0", "L1");
+    std::printf("%-24s %6s  %10s %10s  %10s %10s\n", "", "", "same batch", "", "another", "");
+    std::printf("%-24s %6s  %10s %10s  %10s %10s\n", "block", "points", "L0", "L1", "L0", "L1");
     for (const auto& [name, fit] : report["layers"].items()) {
-        const std::string shown = name.size() > 40 ? "..." + name.substr(name.size() - 37) : name;
-        std::printf("%-40s %6lld  %10.4g %10.4g  %10.4g %10.4g\n", shown.c_str(),
+        std::printf("%-24s %6lld  %10.4g %10.4g  %10.4g %10.4g\n", short_name(name).c_str(),
                     static_cast<long long>(fit["points"].get<int64_t>()), fit["L0"].get<double>(),
                     fit["L1"].get<double>(), fit["L0_other"].get<double>(),
                     fit["L1_other"].get<double>());
