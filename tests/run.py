@@ -15,6 +15,7 @@ import concurrent.futures
 import json
 import os
 import pathlib
+import signal
 import subprocess
 import sys
 import tempfile
@@ -197,6 +198,8 @@ def main():
     parser.add_argument('--only', default='', help='only tests whose name contains this')
     arguments = parser.parse_args()
     os.chdir(ROOT)
+    # A shell starts what runs in its background with Ctrl-C ignored; tests that send it inherit that.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     build = (ROOT / arguments.build).resolve()
     os.environ['TRAIN_GPT'] = str(build / 'train_gpt')
     os.environ['LMO_BUILD'] = str(build)

@@ -62,9 +62,11 @@ class PrepareTest(unittest.TestCase):
         return json.loads(self.read(folder, "meta.json"))
 
     def start(self, *arguments, **environment):
+        # A shell starts what runs in its background with Ctrl-C ignored, which is inherited.
         return subprocess.Popen([sys.executable, "-B", SCRIPT, *arguments], cwd=self.folder,
                                 env={**os.environ, **environment}, stdout=subprocess.PIPE,
-                                stderr=subprocess.PIPE, text=True)
+                                stderr=subprocess.PIPE, text=True,
+                                preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
 
     def run_script(self, *arguments, status=0, **environment):
         process = self.start(*arguments, **environment)
