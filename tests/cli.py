@@ -59,6 +59,7 @@ class CliTest(unittest.TestCase):
             'precision': {'compute': 'fp32'},
             'optimizer': {'preset': 'adamw', 'lr': 0.01},
             'eval': {'batches': 2},
+            'log': {'peak_tflops': 1},  # measuring it would take longer than most of the runs
         }
         config = merge(merge(config, changes or {}), top)
         (self.folder / name).write_text(json.dumps(config))

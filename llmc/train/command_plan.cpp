@@ -184,14 +184,15 @@ ordered_json epochs(const Config& config) {
 
 ordered_json time_of(const PlanOptions& options, const Config& config, const Device& device,
                      double flops_per_update, int64_t ranks) {
-    double peak = options.peak.value_or(0.0) * 1e12;
-    if (!options.peak && !device.stand_in) {
+    double peak = options.peak.value_or(config.log.peak_tflops) * 1e12;
+    const bool measured = peak == 0.0;
+    if (measured && !device.stand_in) {
         peak = measure_peak_flops(*device.backend, device.precision.compute);
     }
     if (peak == 0.0) return nullptr;
     const double seconds = flops_per_update / (peak * options.mfu * static_cast<double>(ranks));
     return {{"peak_flops", peak},
-            {"measured", !options.peak},
+            {"measured", measured},
             {"mfu", options.mfu},
             {"seconds_per_update", seconds},
             {"seconds", seconds * static_cast<double>(config.run.steps)}};

@@ -235,7 +235,8 @@ void read_outputs(Config& config, const Reader& read) {
     config.smoothness = {read.integer("smoothness.every"), read.number("smoothness.target_loss")};
     config.checkpoint = {read.integer("checkpoint.every"), read.get<int>("checkpoint.keep")};
     config.log = {read.integer("log.every"), read.get<bool>("log.tensorboard"),
-                  read.number("log.spike"), read.get<bool>("log.update_norms")};
+                  read.number("log.spike"), read.get<bool>("log.update_norms"),
+                  read.number("log.peak_tflops")};
 }
 
 // What clears or scales the gradients does not go with momentum that lives in them.

@@ -74,6 +74,7 @@ struct Config {
         bool tensorboard;
         double spike;  // 0: off
         bool update_norms;
+        double peak_tflops;  // of a rank; 0: measured
     } log;
 
     nlohmann::ordered_json

@@ -27,7 +27,8 @@ inline CLI::App* add_plan(CLI::App& app, PlanCommand& plan) {
                      "GiB to fit a micro-batch into (default: what is free on the device)")
         ->check(number_in(1e-6, 1e9));
     command
-        ->add_option("--peak", options.peak, "TFLOP/s of a rank, for the time (default: measured)")
+        ->add_option("--peak", options.peak,
+                     "TFLOP/s of a rank, for the time (default: log.peak_tflops, or measured)")
         ->check(number_in(1e-6, 1e9));
     command->add_option("--mfu", options.mfu, "Share of the peak that training is assumed to reach")
         ->check(number_in(1e-6, 1.0))

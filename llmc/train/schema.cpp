@@ -263,6 +263,10 @@ std::vector<Key> output_keys() {
         {"log.update_norms", boolean(), is(false),
          "with each line of metrics how far the update moved each tensor, relative to its norm "
          "(seeing.md); rank 0 keeps a copy of the weights for it"},
+        {"log.peak_tflops", at_least(0), is(0.0),
+         "what mfu is a share of, in TFLOP/s of a rank, such as the peak that its vendor states; "
+         "0: "
+         "the rate of a large matrix product, measured at the start (half a second on a CPU)"},
     };
 }
 

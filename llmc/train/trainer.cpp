@@ -117,7 +117,8 @@ ExitStatus Trainer::run() {
                               config_.resolved.dump(2) + "\n");
         metrics_ = std::make_unique<MetricsLog>(config_.run.dir, step_, config_.log.tensorboard);
     }
-    peak_flops_ = measure_peak_flops(backend_, precision_.compute);
+    peak_flops_ = config_.log.peak_tflops > 0.0 ? config_.log.peak_tflops * 1e12
+                                                : measure_peak_flops(backend_, precision_.compute);
     ranks_.sum(&peak_flops_, 1, "speed of all ranks");
     if (step_ > 0) console_.message("resumed after " + std::to_string(step_) + " updates");
     console_.header();

@@ -22,12 +22,14 @@ PAGES = ['README.md', *sorted(str(path.relative_to(ROOT)) for folder in ('dev/do
 COMMAND = re.compile(r'((\w+=\S+\s+)*)(build/train_gpt|mpirun|make|(python3 )?(scripts|dev/\w+)/\S+\.(py|sh))(\s|$)')
 MODEL = {'n_layer': 1, 'n_head': 2, 'd_model': 16, 'd_ff': 16, 'vocab_size': 256, 'seq_len': 16}
 SMALL = ['--set', f'model={json.dumps(MODEL)}', '--set', 'batch={"sequences": 2}', '--set', 'run.threads=1',
-         '--set', 'log.tensorboard=false']
+         '--set', 'log.tensorboard=false',
+         '--set', 'log.peak_tflops=1']
 
 # The first pattern found in a command decides what is added to it.
 SHRINK = [
     (r'train_gpt bench train', [*SMALL, '--steps', '1', '--warmup', '0']),
     (r'train_gpt train .*configs/paper', [*SMALL, '--set', 'run.steps=3']),
+    (r'train_gpt train .*update_norms', [*SMALL, '--set', 'run.steps=30']),
     (r'train_gpt train', SMALL),
     (r'scripts/run_\w+\.sh', ['--plan']),                      # test_launch.py trains with them
     (r'scripts/sweep\.py', ['--list']),                        # test_sweep.py trains with it

@@ -9,7 +9,7 @@ import time
 from cli import ROOT, TINY_MODEL, TRAIN_GPT, CliTest
 
 TINY = {'model': TINY_MODEL, 'batch': {'sequences': 4, 'micro_batch': 2}, 'run.device': 'cpu', 'run.threads': 1,
-        'precision.compute': 'fp32', 'eval.batches': 2, 'log.tensorboard': False}
+        'precision.compute': 'fp32', 'eval.batches': 2, 'log.tensorboard': False, 'log.peak_tflops': 1}
 SCRIPTS = {'run_llama_124m.sh': 'llama-124m-muon', 'run_llama_210m.sh': 'llama-210m-muon',
            'run_llama_1b.sh': 'llama-1b-muon', 'run_warmup_paper.sh': 'muon-124m-bs32-64k-adaptive'}
 

@@ -13,7 +13,7 @@ RUNS = sorted(path for path in PAPER.glob('*.json') if path.name != 'published.j
 SMALL = ['model.n_layer=1', 'model.n_head=2', 'model.d_model=16', 'model.d_ff=32', 'model.n_kv_head=2',
          'model.vocab_size=64', 'model.seq_len=16', 'batch.sequences=4', 'batch.micro_batch=2',
          'data.train="data/train.bin"', 'data.val="data/val.bin"', 'data.tokenizer=null', 'run.threads=1',
-         'eval.batches=2', 'log.tensorboard=false']
+         'eval.batches=2', 'log.tensorboard=false', 'log.peak_tflops=1']
 
 
 def three_updates(test, path):

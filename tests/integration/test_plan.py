@@ -34,7 +34,8 @@ class PlanTest(CliTest):
         self.assertAlmostEqual(plan['epochs'], 5 * 4 / ((4000 - 1) // length), places=3)
         self.assertAlmostEqual(plan['time']['seconds'], 5 * 4 * length * flops / (0.25 * 2e12))
         self.assertFalse(plan['time']['measured'])
-        self.assertTrue(self.plan()['time']['measured'])
+        self.assertEqual([self.plan()['time'][key] for key in ('measured', 'peak_flops')], [False, 1e12])
+        self.assertTrue(self.plan('--set', 'log.peak_tflops=0')['time']['measured'])
 
     def test_activations_by_kind_and_states_by_group(self):
         self.config(model={'n_kv_head': 4}, optimizer={'preset': 'muon', 'lr': 0.01}, batch={'sequences': 4, 'micro_batch': 2})

@@ -54,6 +54,16 @@ class TrainTest(CliTest):
         told = self.run_cli('eval', '--checkpoint', self.checkpoint(120), '--data', 'data/val.bin').out
         self.assertIn(f'\nloss {values["loss"]:.4f}, perplexity {values["perplexity"]:.5g}\n', told)
 
+    def test_what_mfu_is_a_share_of(self):
+        self.config(run={'steps': 2}, log={'peak_tflops': 0.25})
+        self.train()
+        plan = json.loads(self.run_cli('plan', '--config', 'config.json', '--json').out)
+        for line in self.metrics(kind='train'):
+            self.assertAlmostEqual(line['mfu'] * 0.25e12 / plan['flops_per_token'] / line['tokens_per_s'], 1, places=9)
+        self.train('--set', 'run.dir=measured', '--set', 'log.peak_tflops=0')
+        for line in self.metrics('measured', 'train'):
+            self.assertTrue(0 < line['mfu'] < 1.2, line)
+
     def test_same_bits_again(self):
         self.config()
         for run in ('one', 'two'):
