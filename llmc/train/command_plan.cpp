@@ -11,8 +11,9 @@
 #include "llmc/train/commands.h"
 #include "llmc/train/device.h"
 #include "llmc/train/measure.h"
-#include "llmc/train/plan_words.h"
+#include "llmc/train/plan_print.h"
 #include "llmc/train/resume.h"
+#include "llmc/train/scaling.h"
 #include "llmc/train/stages.h"
 #include "llmc/train/update_norms.h"
 
@@ -198,28 +199,30 @@ ordered_json time_of(const PlanOptions& options, const Config& config, const Dev
             {"seconds", seconds * static_cast<double>(config.run.steps)}};
 }
 
-std::string warmup_in_words(const ScheduleConfig& schedule) {
-    char text[256];
-    const WarmupConfig& warmup = schedule.warmup;
-    switch (warmup.type) {
-        case WarmupType::none:
-            return "no warm-up";
-        case WarmupType::rates:
-            return "warm-up of " + std::to_string(warmup.rates.size()) + " listed rates";
-        case WarmupType::adaptive:
-            std::snprintf(
-                text, sizeof text,
-                "adaptive warm-up from lr/%g, by the loss above %g, at most %g %% of the run",
-                warmup.div, warmup.target_loss, 100 * warmup.max_fraction);
-            return text;
-        case WarmupType::linear:
-        case WarmupType::cosine:
-            break;
+// The time of an update over links of `options.link`.
+ordered_json scaling_of(const PlanOptions& options, const Config& config, const Device& device,
+                        const Ownership& ownership, const ParameterList& parameters,
+                        const Traffic& traffic, double flops, double flops_per_second) {
+    UpdateCost cost;
+    cost.gradients = flops / flops_per_second;
+    cost.directions =
+        direction_flops(*device.backend, config.optimizer, parameters).plain / flops_per_second;
+    cost.up = traffic.up;
+    cost.down = traffic.down;
+    if (!optimizer_is_whole(config, static_cast<int>(options.ranks))) {
+        double elements = 0.0;
+        cost.busiest_share = 0.0;
+        for (const Sharding::Share& share : ownership.sharding.shares) {
+            elements = std::max(elements, static_cast<double>(share.elements));
+            cost.busiest_share = std::max(cost.busiest_share, share.cost);
+        }
+        // Of each block's owner, to and from all others; compressed as the rest is.
+        const double bytes = elements * static_cast<double>(size_of(device.precision.master)) *
+                             static_cast<double>(options.ranks - 1);
+        cost.busiest_up = bytes * traffic.up / traffic.whole_up;
+        cost.busiest_down = bytes * traffic.down / traffic.whole_down;
     }
-    std::snprintf(text, sizeof text, "%s warm-up from lr/%g in %lld updates",
-                  warmup.type == WarmupType::cosine ? "half-cosine" : "linear", warmup.div,
-                  static_cast<long long>(warmup.steps));
-    return text;
+    return predict_scaling(cost, *options.link * 1e9, options.ranks);
 }
 
 ordered_json make_plan(const Config& config, const PlanOptions& options, const Device& device,
@@ -271,121 +274,15 @@ ordered_json make_plan(const Config& config, const PlanOptions& options, const D
     }
     // A block that is computed again costs another forward pass, a third of both.
     const double again = config.model.recompute == Recompute::block ? 4.0 / 3.0 : 1.0;
-    plan["time"] = time_of(options, config, device, again * update, ranks);
+    const double work = again * update;
+    plan["time"] = time_of(options, config, device, work, ranks);
+    plan["scaling"] = nullptr;
+    if (options.link && ranks > 1 && !plan["time"].is_null()) {
+        const double speed = plan["time"]["peak_flops"].get<double>() * options.mfu;
+        plan["scaling"] =
+            scaling_of(options, config, device, ownership, parameters, traffic, work, speed);
+    }
     return plan;
-}
-
-void print_line(const std::string& text) { std::printf("%s\n", wrapped_message(text).c_str()); }
-
-void print_run(const ordered_json& plan, const Config& config) {
-    const long long ranks = plan["ranks"].get<long long>();
-    print_line("batch      " + std::to_string(config.batch.sequences) + " sequences of " +
-               std::to_string(config.model.seq_len) +
-               " tokens an update: " + plan["micro_batches"].dump() +
-               (plan["micro_batches"] == 1 ? " micro-batch of " : " micro-batches of ") +
-               plan["micro_batch"].dump() +
-               (ranks > 1 ? " on each of " + std::to_string(ranks) + " ranks" : ""));
-    if (!plan.contains("tokens")) return;
-    char epochs[64] = "epochs unknown (data.train is not here)";
-    if (!plan["epochs"].is_null()) {
-        std::snprintf(epochs, sizeof epochs, "%.2f epochs", plan["epochs"].get<double>());
-    }
-    print_line("run        " + plan["updates"].dump() +
-               " updates: " + format_count(plan["tokens"]) + " tokens, " + epochs);
-}
-
-void print_traffic(const ordered_json& plan) {
-    if (plan.contains("steps_of_each_rank")) {
-        print_line("owners     each rank takes the steps of " +
-                   plan["steps_of_each_rank"].get<std::string>());
-    }
-    const double sent = plan["bytes_sent_per_update"],
-                 whole = plan["uncompressed_bytes_per_update"];
-    char times[32] = "";
-    std::snprintf(times, sizeof times, "%.3g times", whole / sent);
-    print_line("traffic    " + format_bytes(sent) + " sent by a rank in an update: " +
-               format_bytes(plan["up_bytes_per_update"]) + " up to the owners, " +
-               format_bytes(plan["down_bytes_per_update"]) + " of weights down" +
-               (sent < whole ? "; " + std::string(times) + " less than without communication " +
-                                   value_text(plan["communication"])
-                             : ""));
-}
-
-void print_work(const ordered_json& plan) {
-    char gradients[64] = "", whole[64] = "";
-    if (plan["gradients_per_update"] != 1.0) {
-        std::snprintf(gradients, sizeof gradients, " (%.3g gradients)",
-                      plan["gradients_per_update"].get<double>());
-    }
-    if (plan.contains("flops")) {
-        std::snprintf(whole, sizeof whole, ", %.3g in the run", plan["flops"].get<double>());
-    }
-    print_line("work       " + format_count(plan["flops_per_token"]) + " FLOPs a token, " +
-               format_count(plan["flops_per_update"]) + " an update" + gradients + whole);
-    if (plan["ranks"] > 1) print_traffic(plan);
-}
-
-void print_time(const ordered_json& plan) {
-    const ordered_json& time = plan["time"];
-    if (time.is_null()) {
-        return print_line("time       unknown: no such device here; give its peak, --peak TFLOPS");
-    }
-    const double seconds = time["seconds_per_update"];
-    char update[32], share[32];
-    std::snprintf(update, sizeof update, "%.3g ms", 1e3 * seconds);
-    std::snprintf(share, sizeof share, "%g %%", 100 * time["mfu"].get<double>());
-    print_line(
-        "time       " + (seconds < 10 ? update : format_duration(seconds)) + " an update" +
-        (plan.contains("tokens") ? ", " + format_duration(time["seconds"]) + " in all" : "") +
-        " (estimate: " + share + " of " + format_count(time["peak_flops"]) + " FLOP/s " +
-        (time["measured"].get<bool>() ? "measured here" : "given") + ")");
-}
-
-void print_memory(const ordered_json& plan, const Device& device) {
-    std::printf("memory     %s%s%s\n", format_bytes(plan["memory"]["total"]).c_str(),
-                plan["ranks"] > 1 ? " on the rank that takes most" : "",
-                device.stand_in ? " (no GPU here: the workspace is that of the CPU)" : "");
-    const auto print_sizes = [](int indent, const std::string& name, size_t bytes) {
-        std::printf("%*s%-*s%s\n", indent, "", 26 - indent, name.c_str(),
-                    format_bytes(static_cast<double>(bytes)).c_str());
-    };
-    std::map<std::string, size_t> whole;  // "activations" of all "activations/..."
-    const auto& parts = plan["memory"]["parts"].items();
-    for (const auto& [part, bytes] : parts) {
-        whole[part.substr(0, part.find('/'))] += bytes.get<size_t>();
-    }
-    for (const auto& [name, bytes] : whole) {
-        print_sizes(2, name, bytes);
-        for (const auto& [part, size] : parts) {
-            if (part.starts_with(name + "/")) print_sizes(4, part.substr(name.size() + 1), size);
-        }
-        if (name != "optimizer state") continue;
-        for (const auto& [state, size] : plan["optimizer_state"].items()) {
-            print_sizes(4, state, size);
-        }
-        for (const ordered_json& group : plan["optimizer_state_by_group"]) {
-            if (group["bytes"] > 0)
-                print_sizes(4, "by group: " + group["match"].get<std::string>(), group["bytes"]);
-        }
-    }
-    const ordered_json& fits = plan["fits"];
-    std::printf("fits       %s: a micro-batch of up to %lld; for this batch %lld\n",
-                format_bytes(fits["memory"]).c_str(), fits["largest_micro_batch"].get<long long>(),
-                fits["of_this_batch"].get<long long>());
-}
-
-void print_plan(const ordered_json& plan, const Config& config, const Device& device) {
-    const ParameterList parameters = llama_parameters(config.model);
-    print_line("device     " + (device.stand_in ? "cuda" : device.backend->describe()));
-    print_line("model      " + model_line(config, parameters, device.precision));
-    print_run(plan, config);
-    print_line("optimizer  " + schedule_line(config));
-    for (const std::string& line : optimizer_in_words(config)) print_line(line);
-    print_line("schedule   " + warmup_in_words(config.schedule));
-    print_memory(plan, device);
-    print_work(plan);
-    print_time(plan);
-    flush_output();
 }
 
 }  // namespace
@@ -402,7 +299,11 @@ void run_plan(Config config, const PlanOptions& options) {
     plan_memory(*device.backend, whole, config.model, device.precision, config.batch.micro_batch,
                 memory_of_stages(*device.backend, config, device.precision.master, 0, 1));
     const ordered_json plan = make_plan(config, options, device, llama_parameters(config.model));
-    if (!options.json) return print_plan(plan, config, device);
+    if (!options.json) {
+        return print_plan(plan, config,
+                          {device.stand_in ? "cuda" : device.backend->describe(),
+                           device.precision, device.stand_in});
+    }
     std::printf("%s\n", plan.dump().c_str());
     flush_output();
 }

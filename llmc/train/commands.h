@@ -27,6 +27,7 @@ struct PlanOptions {
     std::optional<double> memory;  // GiB; none: what is free on the device
     std::optional<double> peak;    // TFLOP/s of a rank; none: measured
     double mfu = 0.5;              // share of it that training is assumed to reach
+    std::optional<double> link;    // GB/s into and out of a rank
     bool json = false;
 };
 void run_plan(Config config, const PlanOptions& options);

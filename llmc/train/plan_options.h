@@ -33,6 +33,10 @@ inline CLI::App* add_plan(CLI::App& app, PlanCommand& plan) {
     command->add_option("--mfu", options.mfu, "Share of the peak that training is assumed to reach")
         ->check(number_in(1e-6, 1.0))
         ->capture_default_str();
+    command
+        ->add_option("--link", options.link,
+                     "GB/s into and out of a rank, for what several ranks take (scaling.md)")
+        ->check(number_in(1e-6, 1e9));
     command->add_flag("--json", options.json, "One JSON object");
     command->footer(
         "Example:\n  train_gpt plan --config configs/run/llama-124m-muon.json --device cuda "

@@ -119,6 +119,29 @@ class PlanTest(CliTest):
         for heading in ('device', 'model', 'batch', 'optimizer', 'schedule', 'memory', 'fits', 'work', 'time'):
             self.assertIn(f'\n{heading} ', '\n' + said)
 
+    def test_scaling(self):
+        """By hand: everything one after the other, and hidden behind the gradients as far as they last."""
+        self.config(optimizer={'preset': 'muon', 'lr': 0.01}, batch={'micro_batch': None})
+        plan = self.plan('--ranks', '2', '--peak', '1e-3', '--mfu', '0.5', '--link', '1e-3')
+        scaling, owners = plan['scaling'], plan['ownership']
+        self.assertAlmostEqual(scaling['gradients_s'], plan['flops_per_update'] / 2 / 0.5e9)
+        largest = 4 * max(owner['elements'] for owner in owners)
+        self.assertAlmostEqual(scaling['up_s'], max(largest, plan['up_bytes_per_update']) / 1e6)
+        self.assertAlmostEqual(scaling['down_s'], scaling['up_s'])
+        self.assertGreater(scaling['directions_s'], 0)
+        parts = sum(scaling[key] for key in ('gradients_s', 'up_s', 'directions_s', 'down_s'))
+        self.assertAlmostEqual(scaling['seconds'], parts)
+        busiest = max(owner['cost'] for owner in owners)
+        alone = 2 * scaling['gradients_s'] + scaling['directions_s'] / busiest
+        self.assertAlmostEqual(scaling['efficiency'], alone / 2 / parts)
+        exposed = sum(max(0, plan[f'{way}_bytes_per_update'] / 1e6 - share * scaling['gradients_s'])
+                      for way, share in (('up', 2 / 3), ('down', 1 / 3)))
+        self.assertAlmostEqual(scaling['overlapped_seconds'],
+                               scaling['gradients_s'] + scaling['directions_s'] + exposed)
+        said = self.run_cli('plan', '--config', 'config.json', '--ranks', '2', '--peak', '1', '--link', '50').out
+        self.assertIn('\nscaling    ', said)
+        self.assertIsNone(self.plan('--link', '50')['scaling'])
+
     def test_errors(self):
         self.config(batch=None)
         config = json.loads((self.folder / 'config.json').read_text())

@@ -1,10 +1,11 @@
 """dev/docs/warmup_study.md, optimizers.md and estimator_rates.md say what the results of their studies hold."""
 import importlib.util
 import json
+import subprocess
 import sys
 import unittest
 
-from cli import ROOT
+from cli import ROOT, TRAIN_GPT
 
 sys.path[:0] = [str(ROOT / 'dev' / 'study'), str(ROOT / 'scripts')]
 import optimizer_report  # noqa: E402
@@ -29,6 +30,10 @@ class StudyTest(unittest.TestCase):
         self.assertEqual(set(optimizer_report.presets(results)), presets)
         for preset in presets:
             self.assertEqual(len(optimizer_report.best_runs(results, preset)[0]), 3, preset)
+
+    def test_the_page_of_many_ranks(self):
+        script = ROOT / 'dev' / 'study' / 'scaling.py'
+        self.assertEqual(subprocess.run([sys.executable, script, '--train-gpt', TRAIN_GPT, '--check']).returncode, 0)
 
     @unittest.skipUnless(importlib.util.find_spec('numpy'), 'python3-numpy is not installed')
     def test_the_page_of_the_estimators(self):
