@@ -7,32 +7,56 @@ namespace lmo {
 
 namespace {
 
-constexpr int64_t kRound = 1 << 18;  // elements of each owner
+constexpr int64_t kRound = 1 << 18;  // elements of each rank
 
-struct Round {
-    std::vector<Packing> packings;  // by owner
-    int64_t longest = 0;
-
-    Round(const std::vector<Piece>& pieces, int ranks) {
+// What each rank has to do with in a round: its own elements, or where two steps are taken its
+// slice.
+class Rounds {
+  public:
+    Rounds(const OwnedSequence& sequence, int ranks, bool sliced) {
         for (int r = 0; r < ranks; ++r) {
-            packings.emplace_back(pieces, r);
-            longest = std::max(longest, packings.back().length());
+            ranges_.push_back(sliced ? sequence.slice(r) : sequence.owned(r));
+            longest_ = std::max(longest_, ranges_.back().length());
         }
     }
-    // The end of the round that begins at `begin`; `begin` itself where an owner has no more.
-    int64_t end(int owner, int64_t begin) const {
-        const int64_t length = packings[static_cast<size_t>(owner)].length();
-        return std::max(begin, std::min(begin + kRound, length));
+    int64_t longest() const { return longest_; }
+    // Of the round that begins `done` elements after the first one.
+    Range of(int rank, int64_t done) const {
+        const Range& all = ranges_[static_cast<size_t>(rank)];
+        return all.common({all.begin + done, all.begin + done + kRound});
     }
+
+  private:
+    std::vector<Range> ranges_;
+    int64_t longest_ = 0;
 };
 
 template <typename T>
-Outgoing outgoing(int rank, const std::vector<T>& values) {
-    return {rank, values.data(), values.size() * sizeof(T)};
-}
+using Buffers = std::vector<std::vector<T>>;
+
+// The exchange of ranges of the sequence that are held in buffers, each with its first element.
 template <typename T>
-Incoming incoming(int rank, std::vector<T>& values) {
-    return {rank, values.data(), values.size() * sizeof(T)};
+class Exchange {
+  public:
+    void send(int rank, const std::vector<T>& values, const Range& held, const Range& part) {
+        out_.push_back({rank, values.data() + (part.begin - held.begin), bytes(part)});
+    }
+    void receive(int rank, std::vector<T>& values, const Range& held, const Range& part) {
+        in_.push_back({rank, values.data() + (part.begin - held.begin), bytes(part)});
+    }
+    void run(Mesh& mesh, const char* what) { mesh.exchange(what, out_, in_); }
+
+  private:
+    static size_t bytes(const Range& part) {
+        return static_cast<size_t>(part.length()) * sizeof(T);
+    }
+    std::vector<Outgoing> out_;
+    std::vector<Incoming> in_;
+};
+
+template <typename T>
+void fit(std::vector<T>& buffer, const Range& range) {
+    buffer.resize(static_cast<size_t>(range.length()));
 }
 
 }  // namespace
@@ -40,57 +64,91 @@ Incoming incoming(int rank, std::vector<T>& values) {
 template <typename T>
 void Ranks::sum_to_owners_typed(T* values, const std::vector<Piece>& pieces, const char* what) {
     if (!mesh_) return;
-    const Round round(pieces, size_);
-    std::vector<std::vector<T>> sent(static_cast<size_t>(size_)), copies(sent.size());
-    for (int64_t begin = 0; begin < round.longest; begin += kRound) {
-        const int64_t own = round.end(rank_, begin) - begin;
-        std::vector<Outgoing> out;
-        std::vector<Incoming> in;
+    const bool two_steps = exchange_plan(pieces, size_).two_steps;
+    const OwnedSequence sequence(pieces, size_);
+    const Rounds rounds(sequence, size_, two_steps);
+    const Range own = sequence.owned(rank_);
+    Buffers<T> parts(static_cast<size_t>(size_)), copies(parts.size());
+    for (int64_t done = 0; done < rounds.longest(); done += kRound) {
+        const Range mine = rounds.of(rank_, done);
+        Exchange<T> first;
         for (int r = 0; r < size_; ++r) {
-            const size_t at = static_cast<size_t>(r);
-            std::vector<T>& to = r == rank_ ? copies[at] : sent[at];
-            const int64_t end = round.end(r, begin);
-            to.resize(static_cast<size_t>(end - begin));
-            round.packings[at].pack(values, begin, end, to.data());
+            const Range theirs = rounds.of(r, done);
+            std::vector<T>& part = parts[static_cast<size_t>(r)];
+            std::vector<T>& copy = copies[static_cast<size_t>(r)];
+            fit(part, theirs);
+            fit(copy, mine);
+            sequence.pack(values, theirs, r == rank_ ? copy.data() : part.data());
             if (r == rank_) continue;
-            copies[at].resize(static_cast<size_t>(own));
-            out.push_back(outgoing(r, sent[at]));
-            in.push_back(incoming(r, copies[at]));
+            first.send(r, part, theirs, theirs);
+            first.receive(r, copy, mine, mine);
         }
-        mesh_->exchange(what, out, in);
-        for (int r = 1; r < size_; ++r) {
-            const std::vector<T>& copy = copies[static_cast<size_t>(r)];
-            for (size_t i = 0; i < copy.size(); ++i) copies[0][i] += copy[i];
+        first.run(*mesh_, what);
+        std::vector<T>& sums = copies[0];
+        for (size_t r = 1; r < copies.size(); ++r) {  // in the order of the ranks
+            for (size_t i = 0; i < sums.size(); ++i) sums[i] += copies[r][i];
         }
-        round.packings[static_cast<size_t>(rank_)].unpack(copies[0].data(), begin, begin + own,
-                                                          values);
+        const Range kept = mine.common(own);
+        sequence.unpack(sums.data() + (kept.begin - mine.begin), kept, values);
+        if (!two_steps) continue;
+
+        Exchange<T> second;  // the sums of my slice go to their owners
+        for (int r = 0; r < size_; ++r) {
+            if (r == rank_) continue;
+            const Range theirs = rounds.of(r, done);
+            second.send(r, sums, mine, mine.common(sequence.owned(r)));
+            second.receive(r, parts[static_cast<size_t>(r)], theirs, theirs.common(own));
+        }
+        second.run(*mesh_, what);
+        for (int r = 0; r < size_; ++r) {
+            if (r == rank_) continue;
+            const Range theirs = rounds.of(r, done), part = theirs.common(own);
+            sequence.unpack(parts[static_cast<size_t>(r)].data() + (part.begin - theirs.begin),
+                            part, values);
+        }
     }
 }
 
 template <typename T>
 void Ranks::share_typed(T* values, const std::vector<Piece>& pieces, const char* what) {
     if (!mesh_) return;
-    const Round round(pieces, size_);
-    std::vector<std::vector<T>> parts(static_cast<size_t>(size_));
-    for (int64_t begin = 0; begin < round.longest; begin += kRound) {
-        std::vector<T>& mine = parts[static_cast<size_t>(rank_)];
-        std::vector<Outgoing> out;
-        std::vector<Incoming> in;
+    const bool two_steps = exchange_plan(pieces, size_).two_steps;
+    const OwnedSequence sequence(pieces, size_);
+    const Rounds rounds(sequence, size_, two_steps);
+    const Range own = sequence.owned(rank_);
+    Buffers<T> parts(static_cast<size_t>(size_));
+    for (int64_t done = 0; done < rounds.longest(); done += kRound) {
+        const Range mine = rounds.of(rank_, done);
         for (int r = 0; r < size_; ++r) {
-            parts[static_cast<size_t>(r)].resize(static_cast<size_t>(round.end(r, begin) - begin));
+            const Range theirs = rounds.of(r, done);
+            std::vector<T>& part = parts[static_cast<size_t>(r)];
+            fit(part, theirs);
+            const Range known = theirs.common(own);
+            sequence.pack(values, known, part.data() + (known.begin - theirs.begin));
         }
-        round.packings[static_cast<size_t>(rank_)].pack(values, begin, round.end(rank_, begin),
-                                                        mine.data());
+        std::vector<T>& complete = parts[static_cast<size_t>(rank_)];
+        if (two_steps) {
+            Exchange<T> first;  // what others own of my slice
+            for (int r = 0; r < size_; ++r) {
+                if (r == rank_) continue;
+                const Range theirs = rounds.of(r, done);
+                first.send(r, parts[static_cast<size_t>(r)], theirs, theirs.common(own));
+                first.receive(r, complete, mine, mine.common(sequence.owned(r)));
+            }
+            first.run(*mesh_, what);
+            sequence.unpack(complete.data(), mine, values);
+        }
+        Exchange<T> second;
         for (int r = 0; r < size_; ++r) {
             if (r == rank_) continue;
-            out.push_back(outgoing(r, mine));
-            in.push_back(incoming(r, parts[static_cast<size_t>(r)]));
+            const Range theirs = rounds.of(r, done);
+            second.send(r, complete, mine, mine);
+            second.receive(r, parts[static_cast<size_t>(r)], theirs, theirs);
         }
-        mesh_->exchange(what, out, in);
+        second.run(*mesh_, what);
         for (int r = 0; r < size_; ++r) {
             if (r == rank_) continue;
-            round.packings[static_cast<size_t>(r)].unpack(parts[static_cast<size_t>(r)].data(),
-                                                          begin, round.end(r, begin), values);
+            sequence.unpack(parts[static_cast<size_t>(r)].data(), rounds.of(r, done), values);
         }
     }
 }

@@ -28,4 +28,46 @@ Packing::Packing(const std::vector<Piece>& pieces, int owner) {
     }
 }
 
+Range Range::common(const Range& other) const {
+    const int64_t from = std::max(begin, other.begin);
+    return {from, std::max(from, std::min(end, other.end))};
+}
+
+OwnedSequence::OwnedSequence(const std::vector<Piece>& pieces, int ranks) : starts_{0} {
+    for (int r = 0; r < ranks; ++r) {
+        packings_.emplace_back(pieces, r);
+        starts_.push_back(starts_.back() + packings_.back().length());
+    }
+}
+
+Range OwnedSequence::owned(int rank) const {
+    return {starts_[static_cast<size_t>(rank)], starts_[static_cast<size_t>(rank) + 1]};
+}
+
+Range OwnedSequence::slice(int rank) const {
+    const int64_t ranks = static_cast<int64_t>(packings_.size()), length = starts_.back();
+    const int64_t part = length / ranks, rest = length % ranks;
+    const auto cut = [&](int64_t r) { return r * part + std::min(r, rest); };
+    return {cut(rank), cut(rank + 1)};
+}
+
+ExchangePlan exchange_plan(const std::vector<Piece>& pieces, int ranks) {
+    const OwnedSequence sequence(pieces, ranks);
+    const double n = ranks;
+    double length = 0.0, most = 0.0, kept = 0.0, most_handed = 0.0;
+    for (int r = 0; r < ranks; ++r) {
+        const double own = static_cast<double>(sequence.owned(r).length());
+        const double stays =
+            static_cast<double>(sequence.slice(r).common(sequence.owned(r)).length());
+        length += own;
+        most = std::max(most, own);
+        kept += stays;
+        most_handed = std::max(most_handed, own - stays);
+    }
+    constexpr double kWorth = 1.25;  // a second exchange waits for all ranks once more
+    const double even = length * (n - 1) / n;
+    if ((n - 1) * most <= kWorth * (even + most_handed)) return {false, even, (n - 1) * most};
+    return {true, even + (length - kept) / n, even + most_handed};
+}
+
 }  // namespace lmo

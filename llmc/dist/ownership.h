@@ -3,6 +3,7 @@
 // new weights. A matrix is never cut, as its norm needs all of it.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <vector>
 
@@ -54,5 +55,62 @@ class Packing {
     std::vector<Piece> pieces_;
     int64_t length_ = 0;
 };
+
+// A part of a sequence: elements [begin, end).
+struct Range {
+    int64_t begin = 0, end = 0;
+    int64_t length() const { return end - begin; }
+    Range common(const Range& other) const;  // empty where they do not meet
+};
+
+// The elements of all owners as one sequence, those of rank 0 first, and its cut into even slices,
+// one for each rank.
+class OwnedSequence {
+  public:
+    OwnedSequence(const std::vector<Piece>& pieces, int ranks);
+
+    Range owned(int rank) const;
+    Range slice(int rank) const;
+
+    template <typename T>
+    void pack(const T* buffer, const Range& range, T* to) const {
+        each_owner(range, [&](const Packing& packing, const Range& own, int64_t at) {
+            packing.pack(buffer, own.begin, own.end, to + at);
+        });
+    }
+    template <typename T>
+    void unpack(const T* from, const Range& range, T* buffer) const {
+        each_owner(range, [&](const Packing& packing, const Range& own, int64_t at) {
+            packing.unpack(from + at, own.begin, own.end, buffer);
+        });
+    }
+
+  private:
+    template <typename Copy>
+    void each_owner(const Range& range, Copy copy) const {
+        for (std::size_t r = 0; r < packings_.size(); ++r) {
+            const Range part = range.common(owned(static_cast<int>(r)));
+            if (part.length() == 0) continue;
+            copy(packings_[r], Range{part.begin - starts_[r], part.end - starts_[r]},
+                 part.begin - range.begin);
+        }
+    }
+
+    std::vector<Packing> packings_;
+    std::vector<int64_t> starts_;  // of each owner, and the end
+};
+
+// How pieces are summed to their owners or shared by them. Directly, each rank deals with each
+// owner, so that an owner takes in (N-1) times its own. In two steps the sums are made slice by
+// slice, on all ranks evenly, and handed on: more bytes in all, but no rank has much more than the
+// others. The numbers are the same.
+struct ExchangePlan {
+    bool two_steps = false;
+    // Elements that a rank sends on average, and that the busiest one receives (to sum) or sends
+    // (to share).
+    double mean = 0.0, busiest = 0.0;
+};
+// The one whose busiest rank has clearly less to do.
+ExchangePlan exchange_plan(const std::vector<Piece>& pieces, int ranks);
 
 }  // namespace lmo

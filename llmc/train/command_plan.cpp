@@ -141,30 +141,50 @@ ordered_json micro_batches(const Config& config, const Device& device, const Own
 
 // What a rank sends in an update, on average over ranks and updates.
 struct Traffic {
-    double up = 0.0, down = 0.0;              // gradients to the owners, new weights to all
-    double whole_up = 0.0, whole_down = 0.0;  // the same without compression, at every update
+    double up = 0.0, down = 0.0;                  // gradients to the owners, new weights to all
+    double whole_up = 0.0, whole_down = 0.0;      // the same without compression, at every update
+    double busiest_up = 0.0, busiest_down = 0.0;  // received and sent by the rank that has most
 };
 
-Traffic traffic_of(const Config& config, const Device& device, const ParameterList& parameters,
-                   int64_t ranks) {
-    const double others = static_cast<double>(ranks - 1) / static_cast<double>(ranks);
+Traffic traffic_of(const Config& config, const Device& device, const Ownership& ownership,
+                   const ParameterList& parameters, int64_t ranks) {
+    const double n = static_cast<double>(ranks), others = (n - 1) / n;
     const DType master = device.precision.master;
-    const double whole =
-        others * static_cast<double>(parameters.count()) * static_cast<double>(size_of(master));
-    Traffic traffic{whole, whole, whole, whole};
+    const double element = static_cast<double>(size_of(master));
+    const double count = static_cast<double>(parameters.count());
+    if (ranks == 1) return {};
+    if (ranks_drift(config, static_cast<int>(ranks))) {  // all sums on all ranks
+        const double all = 2.0 * others * count * element;
+        return {all, 0.0, all, 0.0, all, 0.0};
+    }
+    const ExchangePlan plan = exchange_plan(ownership.sharding.pieces, static_cast<int>(ranks));
+    const double mean = plan.mean * element, busiest = plan.busiest * element;
+    Traffic traffic{mean, mean, mean, mean, busiest, busiest};
     switch (config.communication.type) {
         case CommunicationType::mean:
             break;
         case CommunicationType::ef21: {
+            // Messages go to owners and from them, in the same part of the whole as all bytes.
             const MessageBytes bytes =
                 message_bytes(config.communication, config.optimizer, parameters, master);
-            traffic.up = others * bytes.up;
-            traffic.down = others * bytes.down;
+            double most = 0.0;
+            for (const Sharding::Share& share : ownership.sharding.shares) {
+                most = std::max(most, static_cast<double>(share.elements));
+            }
+            if (config.communication.up.type != CompressorType::identity) {
+                traffic.up = others * bytes.up;
+                traffic.busiest_up = (n - 1) * bytes.up * most / count;
+            }
+            if (config.communication.down.type != CompressorType::identity) {
+                traffic.down = others * bytes.down;
+                traffic.busiest_down = (n - 1) * bytes.down * most / count;
+            }
             break;
         }
-        case CommunicationType::local:
-            traffic.up /= static_cast<double>(config.optimizer.outer.every);
-            traffic.down /= static_cast<double>(config.optimizer.outer.every);
+        case CommunicationType::local: {
+            const double every = static_cast<double>(config.optimizer.outer.every);
+            traffic = {mean / every, mean / every, mean, mean, busiest / every, busiest / every};
+        }
     }
     return traffic;
 }
@@ -209,18 +229,13 @@ ordered_json scaling_of(const PlanOptions& options, const Config& config, const 
         direction_flops(*device.backend, config.optimizer, parameters).plain / flops_per_second;
     cost.up = traffic.up;
     cost.down = traffic.down;
+    cost.busiest_up = traffic.busiest_up;
+    cost.busiest_down = traffic.busiest_down;
     if (!optimizer_is_whole(config, static_cast<int>(options.ranks))) {
-        double elements = 0.0;
         cost.busiest_share = 0.0;
         for (const Sharding::Share& share : ownership.sharding.shares) {
-            elements = std::max(elements, static_cast<double>(share.elements));
             cost.busiest_share = std::max(cost.busiest_share, share.cost);
         }
-        // Of each block's owner, to and from all others; compressed as the rest is.
-        const double bytes = elements * static_cast<double>(size_of(device.precision.master)) *
-                             static_cast<double>(options.ranks - 1);
-        cost.busiest_up = bytes * traffic.up / traffic.whole_up;
-        cost.busiest_down = bytes * traffic.down / traffic.whole_down;
     }
     return predict_scaling(cost, *options.link * 1e9, options.ranks);
 }
@@ -240,7 +255,7 @@ ordered_json make_plan(const Config& config, const PlanOptions& options, const D
     const double free = options.memory ? *options.memory * 0x1p30 : device.backend->free_bytes();
     ordered_json parts = ordered_json::object();
     for (const auto& [part, bytes] : memory.parts()) parts[part] = bytes;
-    const Traffic traffic = traffic_of(config, device, parameters, ranks);
+    const Traffic traffic = traffic_of(config, device, ownership, parameters, ranks);
     ordered_json plan = {
         {"parameters", parameters.count()},
         {"compute", to_string(device.precision.compute)},
@@ -301,8 +316,8 @@ void run_plan(Config config, const PlanOptions& options) {
     const ordered_json plan = make_plan(config, options, device, llama_parameters(config.model));
     if (!options.json) {
         return print_plan(plan, config,
-                          {device.stand_in ? "cuda" : device.backend->describe(),
-                           device.precision, device.stand_in});
+                          {device.stand_in ? "cuda" : device.backend->describe(), device.precision,
+                           device.stand_in});
     }
     std::printf("%s\n", plan.dump().c_str());
     flush_output();

@@ -7,8 +7,8 @@
 #include "llmc/core/json.h"
 #include "llmc/io/console.h"
 #include "llmc/io/files.h"
-#include "llmc/train/resume.h"
 #include "llmc/train/plan_words.h"
+#include "llmc/train/resume.h"
 
 namespace lmo {
 
@@ -119,7 +119,7 @@ void print_scaling(const ordered_json& scaling) {
     };
     print_line("scaling    " + ms("gradients_s") + " gradients, " + ms("up_s") + " up, " +
                ms("directions_s") + " directions, " + ms("down_s") + " down: " + ms("seconds") +
-               ", efficiency " + percent("efficiency") + "; overlapped, sums on the way: " +
+               ", efficiency " + percent("efficiency") + "; evenly overlapped: " +
                ms("overlapped_seconds") + ", " + percent("overlapped_efficiency") + " (estimate)");
 }
 

@@ -15,7 +15,6 @@ struct PlanDevice {
     bool stand_in;  // there is none here: the CPU's workspace is in its place
 };
 
-void print_plan(const nlohmann::ordered_json& plan, const Config& config,
-                const PlanDevice& device);
+void print_plan(const nlohmann::ordered_json& plan, const Config& config, const PlanDevice& device);
 
 }  // namespace lmo

@@ -8,10 +8,10 @@ namespace lmo {
 
 // What an update takes on one rank that does all of it, and what ranks send. Seconds and bytes.
 struct UpdateCost {
-    double gradients = 0.0;                   // forward and backward of the whole batch
-    double directions = 0.0;                  // Newton-Schulz of all blocks
-    double busiest_share = 1.0;               // of the directions: the rank that has most of them
-    double up = 0.0, down = 0.0;              // bytes that a rank sends, on average
+    double gradients = 0.0;       // forward and backward of the whole batch
+    double directions = 0.0;      // Newton-Schulz of all blocks
+    double busiest_share = 1.0;   // of the directions: the rank that has most of them
+    double up = 0.0, down = 0.0;  // bytes that a rank sends, on average
     double busiest_up = 0.0, busiest_down = 0.0;  // received and sent by the owner with most
 };
 
@@ -20,10 +20,10 @@ struct UpdateCost {
 //
 // As it is: gradients, then what goes up to the owners, directions, what comes down, one after the
 // other; every rank sends to each owner, so the owner of the largest block waits for all of it.
-// Overlapped: sums are made on the way (rings), what goes up is hidden behind the backward pass (2/3
-// of the gradients) and what comes down behind the forward pass, as far as they last. Efficiency:
-// the time of one rank over ranks times theirs. Bytes that move at `link` bytes/s into and out of a
-// rank at once; no latency, no elementwise operations.
+// Overlapped: sums are made on the way (rings), what goes up is hidden behind the backward pass
+// (2/3 of the gradients) and what comes down behind the forward pass, as far as they last.
+// Efficiency: the time of one rank over ranks times theirs. Bytes that move at `link` bytes/s into
+// and out of a rank at once; no latency, no elementwise operations.
 nlohmann::ordered_json predict_scaling(const UpdateCost& cost, double link, int64_t ranks);
 
 }  // namespace lmo

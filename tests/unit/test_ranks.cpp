@@ -256,6 +256,38 @@ TEST(Ranks, OwnersGetTheSameSumsAndShare) {
     }
 }
 
+// Both ways, and how much they send.
+TEST(Ranks, EvenExchangesAreTakenWhereOwnersAreNotEven) {
+    const std::vector<Piece> even = {{0, 0, 300}, {1, 300, 301}, {2, 601, 299}};
+    EXPECT_FALSE(exchange_plan(even, 3).two_steps);
+    EXPECT_DOUBLE_EQ(exchange_plan(even, 3).mean, 900 * 2.0 / 3);
+    EXPECT_DOUBLE_EQ(exchange_plan(even, 3).busiest, 2 * 301);
+    // Rank 1 owns nearly all: of its 900 all but its own slice are handed on.
+    const std::vector<Piece> uneven = {{1, 0, 900}, {0, 900, 30}, {3, 930, 30}};
+    const ExchangePlan plan = exchange_plan(uneven, 4);
+    EXPECT_TRUE(plan.two_steps);
+    EXPECT_DOUBLE_EQ(plan.busiest, 960 * 0.75 + 660);
+    // Rank 0's slice holds 210 elements of others, those of rank 2 and 3 hold 240 and 210.
+    EXPECT_DOUBLE_EQ(plan.mean, 960 * 0.75 + (210 + 240 + 210) / 4.0);
+    for (const int size : {3, 4}) {
+        const std::vector<Piece>& pieces = size == 3 ? even : uneven;
+        const ExchangePlan expected = exchange_plan(pieces, size);
+        std::vector<int64_t> sent(static_cast<size_t>(size), 0);
+        on_ranks(size, meeting("even"), [&](Ranks& ranks) {
+            std::vector<double> values(1000, 1.0);
+            const int64_t before = ranks.bytes_sent();
+            ranks.sum_to_owners(values.data(), pieces, "sum");
+            sent[static_cast<size_t>(ranks.rank())] = ranks.bytes_sent() - before;
+            ranks.barrier("end");
+        });
+        double all = 0.0;
+        for (const int64_t bytes : sent) all += static_cast<double>(bytes);
+        const double planned = 8 * size * expected.mean;
+        EXPECT_GE(all, planned);
+        EXPECT_LE(all, planned + size * size * 300);  // headers
+    }
+}
+
 TEST(Ranks, OneHandsToTheFirst) {
     const auto errors = on_ranks(3, meeting("hand"), [](Ranks& ranks) {
         for (const int owner : {0, 1, 2}) {
