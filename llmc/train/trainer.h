@@ -50,6 +50,7 @@ class Trainer {
     };
 
     void advance();
+    void outputs(bool stop);
     Update update();
     struct BatchLoss {  // of the global batch
         double mean;
@@ -60,11 +61,10 @@ class Trainer {
     // owns.
     // The backward pass ends with layer `lowest`.
     BatchLoss accumulate_gradients(Loader& loader, bool everywhere, int64_t lowest);
-    std::unique_ptr<Graph> record(const std::function<void()>& body);
+    std::unique_ptr<Graph> recorded(const std::function<void()>& body);
     Graph& micro_step(int64_t lowest, bool small);
     void apply_step(double rate);
 
-    // What several ranks do (trainer_ranks.cpp).
     struct LocalLoss {
         double mean_part;      // of the global mean: the parts of the ranks add up to it
         double last_part;      // what the last micro-batch adds to that
@@ -75,20 +75,7 @@ class Trainer {
     using NextBatch = std::function<const HostBatch&()>;
     LocalLoss compute_gradients(const NextBatch& next, int64_t count, int64_t lowest, bool small);
 
-    // Estimators, outer stage and what an update uses up (trainer_stages.cpp).
-    BatchLoss estimate_gradients(int64_t lowest);
-    void clip_estimate(bool corrected);
-    double global_norm(const ParameterBuffer& buffer);
-    int64_t samples_of(int64_t update) const;
-    int64_t samples_before(int64_t update) const;
-    double inner_rate(double rate) const;
-    void take_outer_step();
-    // Whether the ranks have the same weights, now and after this update.
-    bool at_meeting() const { return !alone_ || step_ == config_.run.steps || meets(step_); }
-    bool meets_after_this_update() const {
-        return !alone_ || step_ + 1 == config_.run.steps || meets(step_ + 1);
-    }
-    bool meets(int64_t updates) const { return updates % config_.optimizer.outer.every == 0; }
+    // What several ranks do (trainer_ranks.cpp).
     std::unique_ptr<Loader> make_loader(uint64_t seed, int64_t position);
     int64_t micro_batches(bool small = false) const;  // of this rank in a batch
     BatchLoss combine(const LocalLoss& local);
@@ -109,7 +96,21 @@ class Trainer {
     void require_same_weights(const std::vector<double>& squares);
     void add_traffic(nlohmann::ordered_json& line);
     void record(const nlohmann::ordered_json& line);
-    void outputs(bool stop);
+
+    // Estimators, outer stage and what an update uses up (trainer_stages.cpp).
+    BatchLoss estimate_gradients(int64_t lowest);
+    void clip_estimate(bool corrected);
+    double global_norm(const ParameterBuffer& buffer);
+    int64_t samples_of(int64_t update) const;
+    int64_t samples_before(int64_t update) const;
+    double inner_rate(double rate) const;
+    void take_outer_step();
+    // Whether the ranks have the same weights, now and after this update.
+    bool at_meeting() const { return !alone_ || step_ == config_.run.steps || meets(step_); }
+    bool meets_after_this_update() const {
+        return !alone_ || step_ + 1 == config_.run.steps || meets(step_ + 1);
+    }
+    bool meets(int64_t updates) const { return updates % config_.optimizer.outer.every == 0; }
 
     // Numbers that are not finite (trainer_nonfinite.cpp). The first three throw NotFinite.
     void require_finite(double loss, double gradient_norm);
@@ -123,6 +124,7 @@ class Trainer {
     std::string rollback_point();
     [[noreturn]] void give_up(const NotFinite& found, const std::string& why) const;
 
+    // What is told, to metrics and people (trainer_log.cpp).
     void log_update(const Update& update);
     void log_spike(const Spike& spike, double loss);
     void log_schedule();
@@ -168,7 +170,7 @@ class Trainer {
     const bool alone_;     // optimizer.communication.type "local" on several ranks
     Sharding sharding_;
     UpdateStages stages_;
-    Optimizer& optimizer_;  // of them
+    Optimizer& optimizer_;                     // of them
     std::optional<UpdateNorms> update_norms_;  // of rank 0, where log.update_norms asks for them
     Schedule schedule_;
     SpikeDetector spikes_;
