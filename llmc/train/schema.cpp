@@ -201,8 +201,7 @@ std::vector<Key> schedule_keys() {
          "how the rate falls; gap keeps following eta of the gap (adaptive only); power: "
          "(k+1)^-p after k updates, of the whole run or since the warm-up"},
         {"schedule.decay.power",
-         special("a number > 0 and <= 1, or \"1/2\", \"4/7\", \"2/3\", \"5/7\" or \"3/4\"",
-                 [](const Json& v) { return power_of(v).has_value(); }),
+         power(),
          required(),
          "p; published for normalized steps: \"3/4\" with Polyak's momentum, \"5/7\" with igt, "
          "\"2/3\" with storm and hessian",

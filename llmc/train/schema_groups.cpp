@@ -95,8 +95,7 @@ std::vector<Key> momentum_keys() {
          "what becomes of the gradient g; m is the state. gradient: heavy_ball that lives in the "
          "gradients' own memory (ScionLight; no clipping)"},
         {"momentum.eta_power",
-         special("a number > 0 and <= 1, or \"1/2\", \"4/7\", \"2/3\", \"5/7\" or \"3/4\"",
-                 [](const Json& v) { return power_of(v).has_value(); }),
+         power(),
          none(),
          "q: 1-beta is (k+1)^-q after k updates, and momentum.beta is not read; published: "
          "\"1/2\", igt \"4/7\", storm and hessian \"2/3\"",

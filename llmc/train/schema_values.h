@@ -69,6 +69,11 @@ inline std::optional<double> power_of(const Json& value) {
     return std::nullopt;
 }
 
+inline Accepts power() {
+    return special("a number > 0 and <= 1, or \"1/2\", \"4/7\", \"2/3\", \"5/7\" or \"3/4\"",
+                   [](const Json& value) { return power_of(value).has_value(); });
+}
+
 // Estimator, communication, outer stage (schema_stages.cpp).
 std::vector<Key> stage_keys();
 
