@@ -43,8 +43,8 @@ class Runner:
     """Trains runs, some of them at a time. A signal to us ends the runs as one to them would: with a
     checkpoint."""
 
-    def __init__(self, program, folder, jobs):
-        self.program, self.folder, self.jobs = program, folder, jobs
+    def __init__(self, program, folder, jobs, options=()):
+        self.program, self.folder, self.jobs, self.options = program, folder, jobs, options
         self.lock = threading.Lock()
         self.children, self.stopped = set(), False
 
@@ -56,7 +56,7 @@ class Runner:
     def command(self, run):
         settings = {**run.settings, 'run.name': run.name, 'run.dir': str(self.folder / run.name)}
         sets = [part for key, value in settings.items() for part in ('--set', f'{key}={json.dumps(value)}')]
-        return [str(self.program), 'train', '--config', str(run.config), *sets]
+        return [str(self.program), 'train', '--config', str(run.config), *self.options, *sets]
 
     def train(self, run):
         """Exit status of the run; what it says goes to RUN.log."""

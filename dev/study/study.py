@@ -17,7 +17,9 @@ Stopped = sweeping.Stopped
 
 
 class Study:
-    """A study is a class with a `folder` for its runs and a method run() of stages."""
+    """A study is a class with a `folder` for its runs and a method run() of stages. `options` of train_gpt train are
+    those of all its runs, `default_jobs` of which run at a time."""
+    options, default_jobs = (), 2
 
     def __init__(self, jobs, program):
         self.jobs, self.program = jobs, program
@@ -35,7 +37,7 @@ class Study:
         folder = self.folder / name
         folder.mkdir(parents=True, exist_ok=True)
         print(f'--- {name}: {len(runs)} runs', flush=True)
-        self.runner = sweeping.Runner(self.program, folder, jobs or self.jobs)
+        self.runner = sweeping.Runner(self.program, folder, jobs or self.jobs, self.options)
         statuses = self.runner.train_all(runs)
         wrong = [run.name for run in runs if statuses[run.name] == 2]
         if wrong:
@@ -76,7 +78,8 @@ def main(argv, description, kind, results, write_report):
     """The command line of a study: run (then report), or report from the result file."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('what', choices=['run', 'report'])
-    parser.add_argument('--jobs', type=int, default=2, metavar='N', help='runs at a time (default: 2)')
+    parser.add_argument('--jobs', type=int, default=kind.default_jobs, metavar='N',
+                        help=f'runs at a time (default: {kind.default_jobs})')
     parser.add_argument('--program', metavar='FILE', help='default: $TRAIN_GPT or build/train_gpt')
     arguments = parser.parse_args(argv)
     try:

@@ -1,6 +1,7 @@
-"""dev/docs/warmup_study.md, optimizers.md and estimator_rates.md say what the results of their studies hold."""
+"""The pages of the studies, dev/docs/warmup_study.md and others, say what their results hold."""
 import importlib.util
 import json
+import re
 import subprocess
 import sys
 import unittest
@@ -8,6 +9,8 @@ import unittest
 from cli import ROOT, TRAIN_GPT
 
 sys.path[:0] = [str(ROOT / 'dev' / 'study'), str(ROOT / 'scripts')]
+import communication_report  # noqa: E402
+import communication_study  # noqa: E402
 import optimizer_report  # noqa: E402
 import study_report  # noqa: E402
 
@@ -23,13 +26,37 @@ class StudyTest(unittest.TestCase):
         results = json.loads((ROOT / 'dev' / 'results' / 'optimizer_study.json').read_text())
         page = (ROOT / 'dev' / 'docs' / 'optimizers.md').read_text()
         self.assertEqual(study_report.fill(page, optimizer_report.tables(results)), page)
-        # Every preset is in the table, and every run of the table in the file.
-        # (estimators and communication have a page of their own).
-        files = (ROOT / 'configs' / 'optimizer').glob('*.json')
-        presets = {path.stem for path in files if not {'estimator', 'communication'} & set(json.loads(path.read_text()))}
-        self.assertEqual(set(optimizer_report.presets(results)), presets)
-        for preset in presets:
+        # Every preset is in the table or said to be in none, and every run of the table in the file.
+        apart = page.partition('### Not part of the comparison')[2].partition('\n## ')[0]
+        others = re.findall(r'^\| `([\w-]+)`', apart, re.M)
+        presets = {path.stem for path in (ROOT / 'configs' / 'optimizer').glob('*.json')}
+        compared = optimizer_report.presets(results)
+        self.assertEqual(sorted([*compared, *others]), sorted(presets))
+        for preset in compared:
             self.assertEqual(len(optimizer_report.best_runs(results, preset)[0]), 3, preset)
+
+    def test_the_page_of_the_communication_too(self):
+        results = json.loads((ROOT / 'dev' / 'results' / 'communication_study.json').read_text())
+        page = (ROOT / 'dev' / 'docs' / 'communication.md').read_text()
+        self.assertEqual(study_report.fill(page, communication_report.tables(results)), page)
+        # The runs are those that the study names, all with the rate of the baseline.
+        rows = results['stages']['ef21']
+        self.assertEqual([(row['case'], row['seed']) for row in rows],
+                         [(name, [seed]) for name, (_, seeds) in communication_study.COMPRESSED.items() for seed in seeds])
+        self.assertEqual(len(communication_report.baseline(results)), 3)
+
+    def test_bytes_of_the_study(self):
+        """Uncompressed, three other ranks each send every block to its owner, and get it back."""
+        results = json.loads((ROOT / 'dev' / 'results' / 'communication_study.json').read_text())
+        everything = 3 * 4 * results['parameters']
+        for row in communication_report.baseline(results):
+            for way in communication_report.WAYS:
+                self.assertEqual(row[way], [everything, everything * (row['updates'] - 1)])
+        for row in results['stages']['ef21']:
+            up, down = (row[way][1] / (row['updates'] - 1) / everything for way in communication_report.WAYS)
+            self.assertEqual(up == 1, row['case'].startswith('down'), row['name'])
+            self.assertEqual(down == 1, row['case'].startswith('up'), row['name'])
+            self.assertEqual(row['up_bytes'][0], everything)  # the first update sends all
 
     def test_the_page_of_many_ranks(self):
         script = ROOT / 'dev' / 'study' / 'scaling.py'
