@@ -63,9 +63,10 @@ FLAGS_avx2     := -march=x86-64-v3
 FLAGS_avx512   := -march=x86-64-v4 -mprefer-vector-width=512
 
 CUDA_KERNELS := $(wildcard llmc/cuda/*.cu)
-CUDA_HOST    := $(wildcard llmc/cuda/*.cpp)
+CUDA_HOST    := $(filter-out %/cublaslt_on_demand.cpp,$(wildcard llmc/cuda/*.cpp))
+CUDA_LIBRARY := $(BUILD)/llmc/cuda/cublaslt_on_demand.o
 
-CUDA_OBJECTS := $(if $(filter yes,$(CUDA)),$(CUDA_KERNELS:%.cu=$(BUILD)/cuda/%.o) $(CUDA_HOST:%.cpp=$(BUILD)/%.o))
+CUDA_OBJECTS := $(if $(filter yes,$(CUDA)),$(CUDA_KERNELS:%.cu=$(BUILD)/cuda/%.o) $(CUDA_HOST:%.cpp=$(BUILD)/%.o) $(CUDA_LIBRARY))
 OBJECTS := $(SOURCES:%.cpp=$(BUILD)/%.o) $(BUILD)/presets.o \
            $(foreach isa,$(ISAS),$(KERNELS:%.cpp=$(BUILD)/%.$(isa).o))
 TEST_OBJECTS := $(TESTS:%.cpp=$(BUILD)/%.o)
@@ -232,7 +233,7 @@ $(BUILD)/presets.cpp: $(PRESETS) Makefile
 GENCODE    ?= -gencode arch=compute_80,code=[sm_80,compute_80] -gencode arch=compute_90a,code=sm_90a
 NVCC_FLAGS = -std=c++20 -O1 -lineinfo -I. $(GENCODE) -Xptxas -v,--warn-on-spills \
               -Xcompiler -Wall,-Wextra,-fopenmp
-CUDA_LIBS  := -L$(CUDA_HOME)/lib64 -Wl,-rpath,$(CUDA_HOME)/lib64 -lcublasLt -lcudart_static -ldl -lrt
+CUDA_LIBS  := -L$(CUDA_HOME)/lib64 -Wl,-rpath,$(CUDA_HOME)/lib64 -lcudart_static -ldl -lrt
 CUDA_TESTS   := $(filter-out %/test_backend_cpu.cpp,$(wildcard tests/unit/test_backend_*.cpp)) \
                 tests/unit/backends_cuda.cpp
 CORE_OBJECTS := $(patsubst %.cpp,$(BUILD)/%.o,$(wildcard llmc/core/*.cpp llmc/device/*.cpp))
@@ -252,7 +253,7 @@ $(BUILD)/cuda/%.ptx: %.cu
 	@mkdir -p $(@D)
 	$(Q)$(NVCC) -std=c++20 -O3 -I. -arch=compute_80 -MMD -MP -MF $@.d -ptx $< -o $@
 
-$(BUILD)/cuda/cuda_tests: $(CUDA_KERNELS:%.cu=$(BUILD)/cuda/%.o) $(CUDA_TEST_OBJECTS)
+$(BUILD)/cuda/cuda_tests: $(CUDA_KERNELS:%.cu=$(BUILD)/cuda/%.o) $(CUDA_TEST_OBJECTS) $(CUDA_LIBRARY)
 	@echo 'link  $@'
 	$(Q)$(CXX) $(CXXFLAGS) $^ -lgtest -lgtest_main -pthread $(CUDA_LIBS) -o $@
 
@@ -314,5 +315,5 @@ clean:
 	rm -rf $(BUILD)
 
 -include $(OBJECTS:.o=.d) $(TEST_OBJECTS:.o=.d) $(BUILD)/train_gpt.d \
-         $(CUDA_KERNELS:%.cu=$(BUILD)/cuda/%.d) $(CUDA_KERNELS:%.cu=$(BUILD)/cuda/%.ptx.d) $(CUDA_HOST:%.cpp=$(BUILD)/%.d) \
+         $(CUDA_KERNELS:%.cu=$(BUILD)/cuda/%.d) $(CUDA_KERNELS:%.cu=$(BUILD)/cuda/%.ptx.d) $(CUDA_HOST:%.cpp=$(BUILD)/%.d) $(CUDA_LIBRARY:.o=.d) \
          $(addprefix $(BUILD)/tests/,unit/backends_cuda.d emulator/production_sizes.d)
