@@ -138,7 +138,7 @@ ASAN = {'ASAN_OPTIONS': 'detect_leaks=1:allocator_may_return_null=1',
 def run_quick(tally, build, only):
     run_script(tally, 'direction of dependencies', 'check_layers.py')
     run_script(tally, 'rules for kernels', 'check_kernels.py', 'lint')
-    run_gtest(tally, build / 'unit_tests', only)
+    run_gtest(tally, build / 'unit_tests', only, shards=2)
     if has_cuda_headers(tally):
         with tempfile.TemporaryDirectory() as folder:
             log = pathlib.Path(folder) / 'kernels'

@@ -1,0 +1,6 @@
+// The same for the unit tests.
+#include <gtest/gtest.h>
+
+#include <fstream>
+
+#include "llmc/precompiled.h"
