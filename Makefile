@@ -201,7 +201,9 @@ $(BUILD)/llmc/norm/singular_values.o: CXXFLAGS += $(CPU_OPT)
 $(patsubst %,$(BUILD)/llmc/dist/%.o,compressor largest low_rank natural): CXXFLAGS += $(CPU_OPT) -ffp-contract=off
 # Published integrals are repeated operation by operation: none may be fused.
 $(BUILD)/llmc/schedule/%.o: CXXFLAGS += -ffp-contract=off
-$(BUILD)/tests/%.o: CXXFLAGS += $(TEST_OPT)
+$(BUILD)/tests/%.o: private CXXFLAGS += $(TEST_OPT)
+# Its reference, in plain loops, runs for longer than that saves.
+$(BUILD)/tests/unit/test_backend_attention.o: private CXXFLAGS += -O1
 
 define isa_rule
 $(BUILD)/%_kernels.$(1).o: %_kernels.cpp
@@ -222,8 +224,9 @@ ifeq ($(findstring ccache,$(CXX)),)
   WITH_JSON := $(filter $(BUILD)/llmc/train/% $(BUILD)/llmc/io/%,$(OBJECTS))
   $(WITH_JSON): private HEADERS := $(BUILD)/llmc/precompiled.h.gch
   $(WITH_JSON): $(BUILD)/llmc/precompiled.h.gch
-  $(TEST_OBJECTS): private HEADERS := $(BUILD)/tests/precompiled.h.gch
-  $(TEST_OBJECTS): $(BUILD)/tests/precompiled.h.gch
+  WITH_GTEST := $(filter-out %/test_backend_attention.o,$(TEST_OBJECTS))
+  $(WITH_GTEST): private HEADERS := $(BUILD)/tests/precompiled.h.gch
+  $(WITH_GTEST): $(BUILD)/tests/precompiled.h.gch
 endif
 $(BUILD)/tests/precompiled.h.gch: CXXFLAGS += $(TEST_OPT)
 $(BUILD)/%/precompiled.h.gch: %/precompiled.h

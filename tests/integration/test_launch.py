@@ -150,16 +150,11 @@ class RunScriptsTest(CliTest):
         (self.folder / 'tiny.json').write_text(json.dumps({'model': TINY_MODEL}))
         command = [ROOT / 'scripts/run_optimizer_bench.sh', '--device=cpu', '--threads=1', '--steps=1', '--preset=muon',
                    '--preset=adamw']
-        for more in ([], ['--json']):
-            result = subprocess.run([*command, *more], cwd=self.folder, text=True, capture_output=True, check=False, timeout=60,
-                                    env=self.environment(CONFIG=str(self.folder / 'tiny.json')))
-            self.assertEqual(result.returncode, 0, result.stderr)
-            if more:
-                what = [json.loads(line)['what'] for line in result.stdout.splitlines()]
-                self.assertLessEqual({'preset.muon', 'preset.adamw', 'newton_schulz.jordan'}, set(what))
-            else:
-                for row in ('\nmuon  ', '\nadamw  ', '\njordan  '):
-                    self.assertIn(row, result.stdout)
+        result = subprocess.run(command, cwd=self.folder, text=True, capture_output=True, check=False, timeout=60,
+                                env=self.environment(CONFIG=str(self.folder / 'tiny.json')))
+        self.assertEqual(result.returncode, 0, result.stderr)
+        for row in ('\nmuon  ', '\nadamw  ', '\njordan  '):
+            self.assertIn(row, result.stdout)
 
     def test_the_1b_model(self):
         result = self.run_cli('plan', '--config', pathlib.Path(ROOT / 'configs/run/llama-1b-muon.json'), '--json',
