@@ -34,12 +34,13 @@ Function* find(const char* name) {
 }  // namespace
 
 // Defines a function of cublasLt.h that calls the library's.
-#define ON_DEMAND(Result, name, parameters, arguments)                                    \
-    Result name parameters {                                                              \
-        static const auto function = find<std::remove_pointer_t<decltype(&name)>>(#name); \
-        return function arguments;                                                        \
+#define ON_DEMAND(Result, name, parameters, arguments)            \
+    Result name parameters {                                      \
+        static const auto function = find<decltype(name)>(#name); \
+        return function arguments;                                \
     }
 
+// NOLINTBEGIN(readability-inconsistent-declaration-parameter-name): in our words
 using Status = cublasStatus_t;
 using Description = cublasLtMatmulDesc_t;
 using Layout = cublasLtMatrixLayout_t;
@@ -88,3 +89,4 @@ ON_DEMAND(Status, cublasLtMatmul,
            void* workspace, size_t bytes, cudaStream_t stream),
           (handle, description, alpha, a, a_layout, b, b_layout, beta, c, c_layout, d, d_layout,
            algorithm, workspace, bytes, stream))
+// NOLINTEND(readability-inconsistent-declaration-parameter-name)

@@ -76,7 +76,7 @@ struct Ownership {
         }
         if (config.log.update_norms) {  // rank 0 keeps the old weights
             Arena copy;
-            UpdateNorms(*device.backend, copy, parameters, device.precision.master);
+            const UpdateNorms counted(*device.backend, copy, parameters, device.precision.master);
             bytes[0] += copy.total();
         }
         heaviest = static_cast<int>(std::max_element(bytes.begin(), bytes.end()) - bytes.begin());
