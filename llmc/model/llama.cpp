@@ -28,7 +28,7 @@ Llama::LayerParameters Llama::layer_parameters(const ParameterBuffer& buffer, in
             at(post_norm),  from(gate, 2 * config_.d_ff), at(down)};
 }
 
-Llama::LayerActivations Llama::layer_activations(int64_t layer, Extent extent) const {
+Llama::LayerActivations Llama::layer_activations(int64_t layer, const Extent& extent) const {
     LayerActivations a = layers_[static_cast<size_t>(layer)];
     for (Tensor* tensor :
          {&a.attention_in, &a.mlp_in, &a.attention_normed, &a.mlp_normed, &a.attention_rstd,
@@ -54,7 +54,7 @@ Llama::Extent Llama::extent_of(const Tensor& tokens) const {
     return {tokens.shape[0], tokens.shape[1]};
 }
 
-Rope Llama::rotation(const Tensor& qkv, Extent extent, bool inverse) const {
+Rope Llama::rotation(const Tensor& qkv, const Extent& extent, bool inverse) const {
     const int64_t half = config_.head_size() / 2;
     const Tensor table = rope_table_.slice(extent.before * half * 2, {extent.positions, half, 2});
     const Shape shape{extent.sequences, extent.positions, config_.qkv_size()};
@@ -62,7 +62,7 @@ Rope Llama::rotation(const Tensor& qkv, Extent extent, bool inverse) const {
             static_cast<int>(config_.n_kv_head), inverse};
 }
 
-AttentionForward Llama::attention(const LayerActivations& a, Extent extent) const {
+AttentionForward Llama::attention(const LayerActivations& a, const Extent& extent) const {
     const int64_t sequences = extent.sequences, positions = extent.positions;
     return {a.qkv.reshaped({sequences, positions, config_.qkv_size()}),
             a.attention_out.reshaped({sequences, positions, config_.d_model}),
@@ -72,7 +72,8 @@ AttentionForward Llama::attention(const LayerActivations& a, Extent extent) cons
             {}};
 }
 
-AttentionOne Llama::attention_one(int64_t layer, const LayerActivations& a, Extent extent) const {
+AttentionOne Llama::attention_one(int64_t layer, const LayerActivations& a,
+                                  const Extent& extent) const {
     const Tensor& kept = layers_[static_cast<size_t>(layer)].qkv;
     return {first(kept, {1, extent.before + 1, config_.qkv_size()}),
             first(a.attention_out, {config_.d_model}),
@@ -83,7 +84,7 @@ AttentionOne Llama::attention_one(int64_t layer, const LayerActivations& a, Exte
 
 // ---- forward ------------------------------------------------------------------------------------
 
-void Llama::forward(const ParameterBuffer& weights, const Tensor& tokens, Extent extent,
+void Llama::forward(const ParameterBuffer& weights, const Tensor& tokens, const Extent& extent,
                     bool keep_maxima) {
     const Tensor branch = first_rows(branch_, extent.rows());
     Tensor x = layer_activations(0, extent).attention_in;
@@ -111,7 +112,8 @@ void Llama::forward(const ParameterBuffer& weights, const Tensor& tokens, Extent
                               first_rows(final_rstd_, extent.rows()), config_.norm_eps});
 }
 
-void Llama::attend(int64_t layer, const LayerActivations& a, Extent extent, bool keep_maxima) {
+void Llama::attend(int64_t layer, const LayerActivations& a, const Extent& extent,
+                   bool keep_maxima) {
     if (extent.before > 0) {
         return backend_.attention_one(with_workspace(attention_one(layer, a, extent)));
     }
@@ -169,7 +171,7 @@ void Llama::backward(const ParameterBuffer& weights, const ParameterBuffer& grad
 // What forward() left in memory that other layers have used since: the same operations on the same
 // numbers. branch_ is free between two layers.
 void Llama::recompute(const LayerParameters& w, const LayerActivations& a, int64_t layer,
-                      Extent extent) {
+                      const Extent& extent) {
     const auto norm = [&](const Tensor& in, const Tensor& gain, const Tensor& out,
                           const Tensor& rstd) {
         backend_.rmsnorm_forward({in, {}, gain, {}, out, rstd, config_.norm_eps});
@@ -211,7 +213,7 @@ void Llama::backward_mlp(const LayerParameters& w, const LayerParameters& g,
 }
 
 void Llama::backward_attention(const LayerParameters& w, const LayerParameters& g,
-                               const LayerActivations& a, Extent extent) {
+                               const LayerActivations& a, const Extent& extent) {
     const int64_t rows = extent.rows();
     const Tensor dout = first_rows(dx_compute_, rows), dqkv = first_rows(dqkv_, rows);
     const Tensor branch = first_rows(branch_, rows);

@@ -11,8 +11,8 @@
 
 namespace lmo {
 
-// Activations that the backward pass computes again in place of keeping them, bit for bit; memory of
-// one layer then serves all.
+// Activations that the backward pass computes again in place of keeping them, bit for bit; memory
+// of one layer then serves all.
 enum class Recompute {
     none,
     norm_swiglu,  // outputs of the norms and of SwiGLU: about a third of a layer's activations
@@ -119,18 +119,19 @@ class Llama {
     void reserve_workspace(bool training);
 
     LayerParameters layer_parameters(const ParameterBuffer& buffer, int64_t layer) const;
-    LayerActivations layer_activations(int64_t layer, Extent extent) const;
+    LayerActivations layer_activations(int64_t layer, const Extent& extent) const;
     Tensor final_norm(const ParameterBuffer& buffer) const;
     Tensor head(const ParameterBuffer& buffer) const;
     Extent extent_of(const Tensor& tokens) const;
-    AttentionForward attention(const LayerActivations& a, Extent extent) const;
-    AttentionOne attention_one(int64_t layer, const LayerActivations& a, Extent extent) const;
-    Rope rotation(const Tensor& qkv, Extent extent, bool inverse) const;
+    AttentionForward attention(const LayerActivations& a, const Extent& extent) const;
+    AttentionOne attention_one(int64_t layer, const LayerActivations& a,
+                               const Extent& extent) const;
+    Rope rotation(const Tensor& qkv, const Extent& extent, bool inverse) const;
 
     // From the tokens to final_normed_.
-    void forward(const ParameterBuffer& weights, const Tensor& tokens, Extent extent,
+    void forward(const ParameterBuffer& weights, const Tensor& tokens, const Extent& extent,
                  bool keep_maxima = false);
-    void attend(int64_t layer, const LayerActivations& a, Extent extent, bool keep_maxima);
+    void attend(int64_t layer, const LayerActivations& a, const Extent& extent, bool keep_maxima);
     Tensor logits_of(const ParameterBuffer& weights, int64_t row);
     // The head and the loss, chunk by chunk; with gradients also those of the head and, into
     // branch_, of its input.
@@ -139,11 +140,11 @@ class Llama {
     void backward(const ParameterBuffer& weights, const ParameterBuffer& gradients,
                   const Tensor& tokens, int64_t lowest);
     void recompute(const LayerParameters& w, const LayerActivations& a, int64_t layer,
-                   Extent extent);
+                   const Extent& extent);
     void backward_mlp(const LayerParameters& w, const LayerParameters& g,
                       const LayerActivations& a);
     void backward_attention(const LayerParameters& w, const LayerParameters& g,
-                            const LayerActivations& a, Extent extent);
+                            const LayerActivations& a, const Extent& extent);
     void backward_norm(const Tensor& x, const Tensor& rstd, const Tensor& gain,
                        const Tensor& dgain);
 

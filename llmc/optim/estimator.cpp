@@ -87,7 +87,7 @@ double Estimator::horizon(int64_t applied) const {
 }
 
 std::vector<GradientRequest> Estimator::requests(int64_t update, int64_t applied) const {
-    const GradientRequest own;
+    const GradientRequest own{0.0, 0, 0.0};
     if (applied == 0) return {own};
     switch (config_.type) {
         case EstimatorType::plain:

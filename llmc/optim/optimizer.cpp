@@ -249,8 +249,10 @@ void Optimizer::bind_gradients(const ParameterBuffer& gradients) {
     for (int i = 0; i < list.size(); ++i) {
         gradient_views_.push_back(gradients[i]);
         const bool kept = std::find(kept_.begin(), kept_.end(), i) != kept_.end();
-        if (!kept) cleared_.push_back(gradients[i]);
-        if (!kept) continue;
+        if (!kept) {
+            cleared_.push_back(gradients[i]);
+            continue;
+        }
         for (StateTensor& state : states_) {
             if (state.name == list[i].name + ".momentum") state.tensor = gradients[i];
         }

@@ -127,8 +127,10 @@ void add_qk_clip(BenchCases& b) {
                        QkClip op{};
                        op.q = memory.input(master, {H * D, C});
                        op.k = memory.input(master, {K * D, C});
-                       if (copied) op.q_copy = memory.output(compute, {H * D, C});
-                       if (copied) op.k_copy = memory.output(compute, {K * D, C});
+                       if (copied) {
+                           op.q_copy = memory.output(compute, {H * D, C});
+                           op.k_copy = memory.output(compute, {K * D, C});
+                       }
                        op.maxima = memory.zeros(DType::f32, {H});
                        const std::vector<float> above(static_cast<size_t>(H), 1.0000001f);
                        memory.backend().copy_in(op.maxima, above.data());
