@@ -1,15 +1,14 @@
 """Tables and pictures of dev/docs/communication.md, from dev/results/communication_study.json alone. The page keeps its
 prose: what stands between <!-- NAME --> and <!-- end NAME --> is written anew."""
 import math
+import statistics
 
 from optimizer_report import LR, loss_of, number
 from plot_run import RUN_COLORS, load_pyplot, save_figure
 from study_report import fill, losses, markdown, paired, spread
 
 WAYS = ('up_bytes', 'down_bytes')
-# name -> (bytes a second that a rank can send, and at the same time receive, in words)
-LINKS = {'1 Gbit/s': 1e9 / 8, '25 Gbit/s': 25e9 / 8, '400 GB/s': 400e9}
-SPEED = 790e12 * 0.5  # operations a second of a rank
+PRESET = 'up topk 0.15 natural'
 KEY_CURVES = ['ef21/up topk 0.15 natural', 'ef21/up columns 0.15 natural', 'ef21/up rank 4 natural',
               'ef21/both topk 0.15 natural']
 OPTIMIZERS = ['adamw', 'muon']
@@ -67,32 +66,56 @@ def rates_table(results):
 
 def ef21_lines(results):
     base = baseline(results)
-    lines = [['none', loss_text(base), '', '', '1', '1', f'{base[0]["step_ms"]:.0f}']]
+    lines = [['none', loss_text(base), '', '', '1', '1', '']]
     for case in cases(results, 'ef21'):
         rows = of(results, 'ef21', case)
         lines.append([case, loss_text(rows), *against(results, rows, base),
-                      *(f'{saving(results, rows[0], way):.3g}' for way in WAYS), f'{rows[0]["step_ms"]:.0f}'])
+                      *(f'{saving(results, rows[0], way):.3g}' for way in WAYS),
+                      f'{results["kept"][case]:.2f}' if case in results['kept'] else ''])
     return lines
 
 
 def ef21_table(results):
     return markdown(['compressed', 'validation loss (seeds)', 'against none', 'in spreads of none', 'saved up', 'saved down',
-                     'ms an update'], ef21_lines(results))
+                     'kept by a message up'],
+                    ef21_lines(results))
+
+
+def delay_table(results):
+    """Settings as lines: without compression, and with that of the preset."""
+    lines = []
+    for row in [*of(results, 'rates'), *of(results, 'delay')]:
+        what = f'rate {row["point"][LR]:g}' if LR in row['point'] else row['case'].partition(', ')[0]
+        if row['case'] not in ('mean', f'{what}, none'):
+            continue
+        plain, sent = [row], [other for other in of(results, 'delay') if other['case'] == f'{what}, {PRESET}']
+        if not sent:  # the rate of the comparison
+            plain, sent = baseline(results), of(results, 'ef21', PRESET)
+        lines.append([what, loss_text(plain), loss_text(sent), against(results, sent, plain)[0]])
+    return markdown(['setting', 'uncompressed', PRESET, 'difference'], lines)
+
+
+def longer_table(results):
+    base, lines = of(results, 'longer', 'none'), []
+    for case in cases(results, 'longer'):
+        rows = of(results, 'longer', case)
+        short = '' if case == 'none' else against(results, of(results, 'ef21', case), baseline(results))[0]
+        lines.append([case, loss_text(rows), '' if case == 'none' else against(results, rows, base)[0], short])
+    return markdown(['compressed', 'validation loss (seeds)', 'against none', 'the same after a quarter of the updates'], lines)
 
 
 def local_table(results):
     lines = []
     for optimizer in OPTIMIZERS:
         shared = of(results, 'mean', optimizer)
-        lines.append([optimizer, 'shared at every update', '1', '1', loss_text(shared), '', f'{shared[0]["step_ms"]:.0f}'])
+        lines.append([optimizer, 'shared at every update', '1', '1', loss_text(shared), ''])
         for case in cases(results, 'local'):
             rows = of(results, 'local', case)
             name, outer, every = case.split(', ')
             if name == optimizer:
                 lines.append([name, outer, every, f'{saving(results, rows[0], "up_bytes"):.3g}', loss_text(rows),
-                              against(results, rows, shared)[0], f'{rows[0]["step_ms"]:.0f}'])
-    return markdown(['optimizer', 'outer step', 'K', 'saved, each way', 'validation loss', 'against shared', 'ms an update'],
-                    lines)
+                              against(results, rows, shared)[0]])
+    return markdown(['optimizer', 'outer step', 'K', 'saved, each way', 'validation loss', 'against shared'], lines)
 
 
 def fewer_table(results):
@@ -111,10 +134,26 @@ def fewer_table(results):
                      'best of local steps at this traffic'], lines)
 
 
-def seconds(plan, link):
-    """Of an update: what a rank computes, then what the busiest owner gets and sends; nothing at the same time."""
-    sent = plan['busiest'] * (plan['up_bytes_per_update'] + plan['down_bytes_per_update'])
-    return plan['flops_per_update'] / plan['ranks'] / SPEED + sent / link
+def an_element(results, name):
+    """Nanoseconds that compressing takes an element and update, or None where it was not timed: rounds."""
+    times = results['speed']
+    if f'large/{name}' not in times:
+        return None
+    return [(own - none) * 1e6 / results['large_parameters'] for own, none in
+            zip(times[f'large/{name}'], times['large/none'])]
+
+
+def speed_table(results):
+    def rounds(values):
+        return f'{min(values):.3g} to {max(values):.3g}'
+    lines = []
+    for name, values in results['speed'].items():
+        if name.startswith('large/'):
+            continue
+        elements = an_element(results, name)
+        lines.append([name, rounds(values), rounds([own / none for own, none in zip(values, results['speed']['none'])]),
+                      rounds(elements) if elements and name != 'none' else ''])
+    return markdown(['communication', 'ms an update of 4 ranks together', 'over none', 'compressing: ns an element'], lines)
 
 
 def shown_seconds(value):
@@ -123,22 +162,26 @@ def shown_seconds(value):
 
 def links_table(results):
     lines = []
-    for model in dict.fromkeys(name.split('/')[0] for name in results['plans']):
-        plans = {name.split('/')[1]: plan for name, plan in results['plans'].items() if name.startswith(f'{model}/')}
-        for name, plan in plans.items():
-            times = []
-            for link in LINKS.values():
-                own, whole = seconds(plan, link), seconds(plans['mean'], link)
-                times.append(shown_seconds(own) + ('' if name == 'mean' else f' ({whole / own:.3g}x)'))
-            sizes = [f'{value:.0f}' if value >= 100 else f'{value:.3g}' for value in
-                     (*(plan[f'{way}_per_update'] / 1e6 for way in WAYS), plan['state_bytes'] / 1e6)]
-            lines.append([model, name, *sizes, *times])
-    return markdown(['model', 'communication', 'MB up', 'MB down', 'MB of states', *LINKS], lines)
+    for name, plan in results['plans'].items():
+        model, communication = name.split('/')
+        times = []
+        for link, own in plan['seconds'].items():
+            whole = results['plans'][f'{model}/mean']['seconds'][link]
+            times.append(shown_seconds(own) + ('' if communication == 'mean' else f' ({whole / own:.3g}x)'))
+        sizes = [f'{value:.0f}' if value >= 100 else f'{value:.3g}' for value in
+                 (plan[key] / 1e6 for key in ('up_bytes_per_update', 'down_bytes_per_update', 'state_bytes'))]
+        elements = None if communication == 'mean' else an_element(results, communication)
+        lines.append([model, communication, *sizes, *times,
+                      shown_seconds(statistics.median(elements) * 1e-9 * plan['parameters']) if elements else ''])
+    links = next(iter(results['plans'].values()))['seconds']
+    return markdown(['model', 'communication', 'MB up', 'MB down', 'MB of states', *links,
+                     'compressing, one thread'], lines)
 
 
 def tables(results):
     return {'rates': rates_table(results), 'ef21': ef21_table(results), 'local': local_table(results),
-            'fewer': fewer_table(results), 'links': links_table(results)}
+            'fewer': fewer_table(results), 'delay': delay_table(results),
+            'longer': longer_table(results), 'speed': speed_table(results), 'links': links_table(results)}
 
 
 def draw_bytes(pyplot, results, path):
@@ -160,6 +203,7 @@ def draw_bytes(pyplot, results, path):
     axes.axhspan(min(known), max(known), color='#555555', alpha=0.15, linewidth=0)
     axes.set(xscale='log', xlabel='MB sent up by all ranks in the run', ylabel='final validation loss',
              title='300 updates on 4 ranks; grey: seeds of ef21-muon without compression')
+    axes.set_xticks([30, 100, 300, 1000], ['30', '100', '300', '1000'])
     axes.legend(fontsize=7, loc='center left', bbox_to_anchor=(1, 0.5))
     save_figure(pyplot, figure, path)
 

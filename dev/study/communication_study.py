@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """Less communication, on four ranks and one small model: EF21's compressors, local steps, and what they cost in loss.
 
-    nice dev/study/communication_study.py run      trains what is missing under runs/communication_study (resumable; about
-                                                   half an hour on 2 cores), then writes
+    nice dev/study/communication_study.py run      trains what is missing under runs/communication_study (resumable; less
+                                                   than an hour on 2 busy cores), then writes
                                                    dev/results/communication_study.json
     dev/study/communication_study.py report        the tables and pictures of dev/docs/communication.md from that file
 
@@ -12,18 +12,22 @@ Stages, each a sweep (scripts/sweep.py) in a folder of its own:
   ef21       the same at the same rate, compressed in many ways: one seed, or three where the saving is large
   delay      one of them at other rates, and with less momentum
   longer     some of them for four times the updates
+  kept       what part of what they are made of messages carry
   mean       adamw and muon at their rates of dev/docs/optimizers.md, gradients shared at every update
   local      the same at the same rates, each rank for itself for K updates, by four outer steps
   fewer      the other way to the traffic of local steps: fewer updates of K times the batch
+  speed      processor time of an update: of four ranks, and of one rank with 15 million parameters
   plans      bytes and operations of an update of larger models, as `plan` says
 """
 import json
 import pathlib
+import resource
 import statistics
 import subprocess
 import sys
+import tempfile
 
-from study import HERE, ROOT, Study, main, report  # noqa: I001
+from study import HERE, ROOT, Stopped, Study, main, report  # noqa: I001
 from communication_report import write_report
 
 RESULTS = ROOT / 'dev' / 'results' / 'communication_study.json'
@@ -58,6 +62,8 @@ COMPRESSED = {
     'both topk 0.15 natural': ({'up': TOPK, 'down': TOPK}, [0, 1, 2]),
 }
 PRESET = 'up topk 0.15 natural'
+TIMED = ['up natural', PRESET, 'up columns 0.15 natural', 'up rank 16 natural', 'both natural', 'both topk 0.15 natural']
+SPEED_ROUNDS = 2
 LONGER = 4
 LONG = {PRESET: [0, 1, 2], 'up rank 16 natural': [0], 'both topk 0.15 natural': [0]}  # seeds of the longer runs
 TUNED = {'adamw': 0.0025, 'muon': 0.01}  # the best of dev/docs/optimizers.md
@@ -71,15 +77,16 @@ LOCAL = {
 # name -> (run configuration, settings): bytes of an update of larger models
 PLANS = {
     'mean': {'optimizer.communication': {'type': 'mean'}},
-    'ef21 natural both ways': {'optimizer.communication': {'type': 'ef21', 'up': NATURAL, 'down': NATURAL}},
-    'ef21-muon (up topk 0.15 natural)': {'optimizer.communication': {'type': 'ef21', 'up': TOPK}},
-    'ef21 topk 0.15 natural both ways': {'optimizer.communication': {'type': 'ef21', 'up': TOPK, 'down': TOPK}},
+    'both natural': {'optimizer.communication': {'type': 'ef21', 'up': NATURAL, 'down': NATURAL}},
+    'up topk 0.15 natural': {'optimizer.communication': {'type': 'ef21', 'up': TOPK}},
+    'both topk 0.15 natural': {'optimizer.communication': {'type': 'ef21', 'up': TOPK, 'down': TOPK}},
     'local, every 16': {'optimizer.preset': 'muon', 'optimizer.communication': {'type': 'local'},
                         'optimizer.outer': {'type': 'lookahead', 'every': 16}},
 }
 PLANNED = {'LLaMA-124M': ('llama-124m-muon.json', {'batch': {'sequences': 256}}),
            'LLaMA-1B': ('llama-1b-muon.json', {})}
 PLAN_RANKS = 8
+LINKS = {'1 Gbit/s': 0.125, '25 Gbit/s': 3.125, '400 GB/s': 400}  # GB/s each way
 
 
 def averaged(optimizer='ef21-muon', **others):
@@ -89,13 +96,9 @@ def averaged(optimizer='ef21-muon', **others):
 
 
 def traffic(folder):
-    """Bytes that all ranks sent up and down: in the first update, and in all later ones; the time of an update."""
+    """Bytes that all ranks sent up and down: in the first update, and in all later ones."""
     lines = [line for line in report.read_metrics(folder) if line['type'] == 'train']
-    if not lines:
-        return {}
-    ways = {way: [lines[0][way], sum(line[way] for line in lines[1:])] for way in ('up_bytes', 'down_bytes')}
-    # Other work only ever makes an update longer.
-    return {**ways, 'step_ms': round(statistics.quantiles([line['step_ms'] for line in lines], n=10)[0], 1)}
+    return {way: [lines[0][way], sum(line[way] for line in lines[1:])] for way in ('up_bytes', 'down_bytes')} if lines else {}
 
 
 def curve(folder):
@@ -130,6 +133,21 @@ class CommunicationStudy(Study):
         self.compare('ef21', {
             name: {'set': averaged(**{LR: self.rate, 'optimizer.communication': {'type': 'ef21', **communication}}),
                    'grid': {SEEDS: seeds}} for name, (communication, seeds) in COMPRESSED.items()})
+
+    def kept(self):
+        """The part of the square of the norm that messages carried, after a hundred updates: of one rank, on average."""
+        kept = {}
+        for name, (communication, _) in COMPRESSED.items():
+            if 'up' not in communication:
+                continue
+            if self.runner.stopped:
+                raise Stopped
+            settings = averaged(**{LR: self.rate, 'optimizer.communication': {'type': 'ef21', **communication}})
+            with tempfile.TemporaryDirectory() as folder:
+                self.train({**settings, 'run.steps': 150, 'batch.sequences': BATCH}, RANKS, folder)
+                lines = [line for line in report.read_metrics(pathlib.Path(folder) / 'run') if line['type'] == 'train']
+            kept[name] = round(statistics.fmean(line['up_kept'] for line in lines[100:]), 4)
+        self.results['kept'] = kept
 
     def delay(self):
         preset = json.loads((ROOT / 'configs' / 'optimizer' / 'ef21-muon.json').read_text(encoding='utf-8'))
@@ -172,34 +190,77 @@ class CommunicationStudy(Study):
                 'schedule.warmup': {'type': 'cosine', 'steps': max(2, round(WARMUP / every)), 'div': 100}})}
         self.compare('fewer', cases)
 
-    def plan(self, config, settings):
+    def train(self, settings, ranks, folder):
+        """A run that is not kept."""
+        settings = {'eval.batches': 1, 'log.tensorboard': False, 'run.threads': 1, 'run.dir': folder + '/run', **settings}
         sets = [part for key, value in settings.items() for part in ('--set', f'{key}={json.dumps(value)}')]
-        return json.loads(subprocess.run(
-            [self.program, 'plan', '--config', config, '--device', 'cuda', '--ranks', str(PLAN_RANKS), '--peak', '1', '--json',
-             *sets], check=True, capture_output=True, text=True).stdout)
+        subprocess.run([self.program, 'train', '--config', HERE / 'base.json', '--device', 'cpu', '--gpus', str(ranks), *sets],
+                       check=True, stdout=subprocess.DEVNULL)
+
+    def processor_time(self, settings, ranks):
+        """Seconds of processor time of a run, of all its ranks: other work on the machine hardly changes it."""
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        with tempfile.TemporaryDirectory() as folder:
+            self.train(settings, ranks, folder)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+    def an_update(self, settings, ranks, updates):
+        """Milliseconds of an update: what a longer run takes more than a shorter one."""
+        times = [self.processor_time({**settings, 'run.steps': steps}, ranks) for steps in (2, 2 + updates)]
+        return round(1e3 * (times[1] - times[0]) / updates, 2)
+
+    def speed(self):
+        """Of four ranks, and of one rank with a larger model, whose updates are hardly more than the optimizer's."""
+        small = {'schedule.warmup': {'type': 'none'}}
+        large = {**small, 'batch.sequences': 1, 'model': {**json.loads(
+            (ROOT / 'configs' / 'model' / 'llama-15m.json').read_text(encoding='utf-8'))['model'], 'seq_len': 16}}
+        none = averaged()
+        local = averaged('muon', **{'optimizer.communication': {'type': 'local'},
+                                    'optimizer.outer': {'type': 'lookahead', 'every': 16}})
+        cases = {'none': (small, none, RANKS), 'muon': (small, averaged('muon'), RANKS), 'muon, Local, 16': (small, local, RANKS),
+                 'large/none': (large, none, 1)}
+        for name in TIMED:
+            sent = {**none, 'optimizer.communication': {'type': 'ef21', **COMPRESSED[name][0]}}
+            cases[name] = (small, sent, RANKS)
+            cases[f'large/{name}'] = (large, sent, 1)
+        times = {name: [] for name in cases}
+        for _ in range(SPEED_ROUNDS):
+            for name, (model, settings, ranks) in cases.items():
+                if self.runner.stopped:
+                    raise Stopped
+                times[name].append(self.an_update({**model, **settings}, ranks, 64 if ranks > 1 else 8))
+        self.results['speed'] = times
+        self.results['large_parameters'] = self.plan(HERE / 'base.json', large)['parameters']
+
+    def plan(self, config, settings, *options):
+        sets = [part for key, value in settings.items() for part in ('--set', f'{key}={json.dumps(value)}')]
+        return json.loads(subprocess.run([self.program, 'plan', '--config', config, '--json', *options, *sets], check=True,
+                                         capture_output=True, text=True).stdout)
 
     def plans(self):
-        plans = {}
         self.results['parameters'] = self.plan(HERE / 'base.json', {})['parameters']
+        plans = {}
         for model, (file, changes) in PLANNED.items():
             for name, settings in PLANS.items():
                 settings = {'optimizer.preset': 'ef21-muon', 'optimizer.clip_norm': 0, 'eval.every': 0,
                             'checkpoint.every': 0, **changes, **settings}
-                config = ROOT / 'configs' / 'run' / file
-                plan = self.plan(config, settings)
-                shared = self.plan(config, {**settings, **PLANS['mean'], 'optimizer.outer': {'type': 'none'}})
-                elements = [owner['elements'] for owner in shared['ownership']]
+                known = {}
+                for link, speed in LINKS.items():
+                    plan = self.plan(ROOT / 'configs' / 'run' / file, settings, '--device', 'cuda', '--ranks',
+                                     str(PLAN_RANKS), '--peak', '790', '--mfu', '0.4', '--link', str(speed))
+                    known[link] = plan['scaling']['seconds']
                 plans[f'{model}/{name}'] = {
-                    **{key: plan[key] for key in ('parameters', 'ranks', 'tokens_per_update', 'flops_per_update',
-                                                  'up_bytes_per_update', 'down_bytes_per_update')},
+                    **{key: plan[key] for key in ('parameters', 'tokens_per_update', 'up_bytes_per_update',
+                                                  'down_bytes_per_update')},
                     'state_bytes': plan['memory']['parts']['optimizer state'],
-                    'busiest': max(elements) / statistics.fmean(elements)}
+                    'gradients_s': plan['scaling']['gradients_s'], 'seconds': known}
         self.results['plans'] = plans
 
     def run(self):
         self.results['ranks'] = RANKS
-        for stage in (self.rates, self.baseline, self.ef21, self.mean, self.local, self.fewer, self.delay,
-                      self.longer, self.plans):
+        for stage in (self.rates, self.baseline, self.ef21, self.kept, self.mean, self.local, self.fewer, self.delay,
+                      self.longer, self.speed, self.plans):
             stage()
 
 
