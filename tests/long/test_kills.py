@@ -116,7 +116,8 @@ class KillTest(CliTest):
             with self.subTest(name):
                 # A checkpoint after every update, so that many a kill meets a save.
                 self.config({'run': {'steps': STEPS}, 'checkpoint': {'every': 1, 'keep': 2},
-                             'eval': {'every': EVAL_EVERY, 'batches': 200}, **changes})
+                             'eval': {'every': EVAL_EVERY, 'batches': 200},
+                             'log': {'peak_tflops': 0}, **changes})  # a start that takes time
                 self.kill_runs((KILLS + number) // len(CONFIGS), counts)
         print(f'{KILLS} kills in {counts.pop("run")} runs, {time.time() - start:.0f} s: '
               + ', '.join(f'{number} in {what}' for what, number in counts.most_common()), flush=True)
