@@ -44,9 +44,7 @@ __device__ float weigh(const T* qkv, float* scores, const AttentionHeads& heads,
         scores[t] = weight;
         total += weight;
     }
-    total = block_sum<kThreads>(total, scratch);
-    __syncthreads();
-    return total;
+    return block_sum<kThreads>(total, scratch);  // all weights are written before it is known
 }
 
 template <typename T>

@@ -245,6 +245,16 @@ TEST_P(SchattenTest, HugeAndTinyMatrices) {
     }
 }
 
+// Whole numbers of the smallest float, whose halves are not there to be rounded to.
+TEST_P(SchattenTest, SubnormalMatrices) {
+    Values whole = random_values(84, 12), tiny;
+    for (double& value : whole) value = std::round(10 * value);
+    for (const double value : whole) tiny.push_back(std::ldexp(value, -149));
+    for (const double p : {1.5, 3.0, infinity}) {
+        EXPECT_EQ(run(DType::f32, {7, 12}, tiny, p), run(DType::f32, {7, 12}, whole, p)) << p;
+    }
+}
+
 TEST_P(SchattenTest, NanIsNotHidden) {
     for (const double p : {1.5, 2.0, infinity}) {
         Values x = random_values(35, 11);
