@@ -144,11 +144,15 @@ class PreparedFolder:
         while not os.path.exists(os.path.dirname(self.missing)):
             self.missing = os.path.dirname(self.missing)
         self.made = not os.path.exists(self.missing)
-        os.makedirs(self.folder, exist_ok=True)
-        for name in os.listdir(self.folder):  # of runs that were killed
-            if name.startswith(PARTIAL) and not is_running(name[len(PARTIAL):]):
-                shutil.rmtree(os.path.join(self.folder, name), ignore_errors=True)
-        os.mkdir(self.partial)
+        try:
+            os.makedirs(self.folder, exist_ok=True)
+            for name in os.listdir(self.folder):  # of runs that were killed
+                if name.startswith(PARTIAL) and not is_running(name[len(PARTIAL):]):
+                    shutil.rmtree(os.path.join(self.folder, name), ignore_errors=True)
+            os.mkdir(self.partial)
+        except BaseException:  # a signal, too
+            self.__exit__(*sys.exc_info())
+            raise
         return self
 
     def __exit__(self, kind, error, traceback):
