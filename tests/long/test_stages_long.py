@@ -1,5 +1,6 @@
 """Estimators, error feedback, local and outer steps: all of them resumed bit by bit on one rank and three, continued on
 other numbers of ranks, killed in the middle; and their bytes as the network counts them."""
+import contextlib
 import ctypes
 import fcntl
 import os
@@ -115,26 +116,31 @@ class StagesLongTest(Stages):
         """Whatever is killed whenever: the others end and say so, and the run goes on to the same bits."""
         random.seed(5)
         for name in ('rank_both', 'decaying', 'storm_ef21'):
-            self.configure(dict(stages())[name], run={'steps': 60}, eval={'every': 0})
+            self.configure(dict(stages())[name], run={'steps': 600}, eval={'every': 0}, log={'every': 20},
+                           checkpoint={'every': 15, 'keep': 2})
             self.train('--set', f'run.dir={name}', '--gpus', 3)
             arguments = ['--config', 'config.json', '--device', 'cpu', '--gpus', '3', '--set', f'run.dir={name}-killed']
             kills = 0
-            for _ in range(KILLS // 3):
+            for _ in range(40):
                 process = subprocess.Popen([TRAIN_GPT, 'train', *arguments], cwd=self.folder, stdout=subprocess.PIPE,
                                            stderr=subprocess.STDOUT, text=True)
-                time.sleep(random.uniform(0.15, 0.6))
+                time.sleep(random.uniform(0.05, 0.6))
                 children = pathlib.Path(f'/proc/{process.pid}/task/{process.pid}/children').read_text().split()
-                if children:
-                    kills += 1
-                    os.kill(int(random.choice(children)), signal.SIGKILL)
+                with contextlib.suppress(ProcessLookupError):
+                    if children:
+                        os.kill(int(random.choice(children)), signal.SIGKILL)
                 out = process.communicate(timeout=60)[0]
-                if process.returncode == 0:
-                    break
+                if process.returncode == 0:  # too late
+                    shutil.rmtree(self.folder / f'{name}-killed')
+                    continue
                 self.assertEqual(process.returncode, 1, out)
+                kills += 1
+                if kills == KILLS // 3:
+                    break
             self.assertGreater(kills, 0)
             result = self.run_cli('train', *arguments)
             self.assertEqual(result.status, 0, result.out + result.err)
-            self.assert_same_run(name, f'{name}-killed', 60)
+            self.assert_same_run(name, f'{name}-killed', 600)
 
     @unittest.skipIf(loopback_bytes() is None, 'no counters of the loopback device')
     def test_bytes_are_those_of_the_network(self):
