@@ -16,7 +16,8 @@ constexpr int64_t kChunk = 256, kRows = 16;
 // Products from which on a second thread saves more than it costs to wake it.
 constexpr int64_t kWorthThreads = 1 << 16;
 
-int64_t products(const LowRankShape& s) { return s.rows * s.columns * s.rank; }
+// Without OpenMP nobody asks.
+[[maybe_unused]] int64_t products(const LowRankShape& s) { return s.rows * s.columns * s.rank; }
 
 // to[j] += sum over k < count of factors[k * step] * rows[k * stride + j], j < n.
 template <class T>
