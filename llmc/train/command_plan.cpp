@@ -162,6 +162,11 @@ Traffic traffic_of(const Config& config, const Device& device, const Ownership& 
     Traffic traffic{mean, mean, mean, mean, busiest, busiest};
     switch (config.communication.type) {
         case CommunicationType::mean:
+            // What is clipped by its own norm is summed by itself.
+            if (config.optimizer.estimator.corrects() && config.optimizer.estimator.clips()) {
+                traffic.up *= 2;
+                traffic.busiest_up *= 2;
+            }
             break;
         case CommunicationType::ef21: {
             // Messages go to owners and from them, in the same part of the whole as all bytes.

@@ -296,8 +296,8 @@ Config make_config(Json given, const Provenance& origin, ConfigUse use) {
 bool may_change(const std::string& path) {
     for (const char* key :
          {"run.dir", "run.name", "run.note", "run.device", "run.on_nonfinite",
-          "run.nonfinite_limit", "run.rank_timeout", "run.graphs", "model.recompute", "log", "eval", "smoothness",
-          "checkpoint"}) {
+          "run.nonfinite_limit", "run.rank_timeout", "run.graphs", "model.recompute", "log", "eval",
+          "smoothness", "checkpoint"}) {
         if (path == key) return true;
     }
     return path == "optimizer.preset";  // a label: the groups are compared

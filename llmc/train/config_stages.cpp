@@ -55,6 +55,8 @@ void require_estimator(const Rules& rules, const OptimizerConfig& optimizer) {
     rules.need("smoothness.every", 0);
     rules.need("schedule.compat.loss_source", "\"mean\" or \"rank0\"",
                [](const Json& value) { return value != "local"; });
+    if (optimizer.estimator.type == EstimatorType::plain) return;
+    rules.need("optimizer.sampling.type", "all");
     if (optimizer.estimator.type != EstimatorType::page) return;
     rules.need("run.on_nonfinite", "stop");
     const int64_t small = optimizer.estimator.small;

@@ -44,7 +44,7 @@ UpdateStages::UpdateStages(Backend& backend, Arena& arena, const Config& config,
     : optimizer(backend, arena,
                 has_feedback(config) ? without_worker_momentum(config.optimizer) : config.optimizer,
                 parameters, master, blocks_of(sharding, rank, optimizer_is_whole(config, ranks))),
-      alone_(ranks_work_alone(config, ranks)) {
+      alone_(config.communication.type == CommunicationType::local) {
     const bool whole = optimizer_is_whole(config, ranks);
     if (!config.optimizer.estimator.is_plain()) {
         estimator.emplace(backend, arena, config.optimizer.estimator, parameters, master,

@@ -37,7 +37,9 @@ struct UpdateStages {
     void initialise(const ParameterBuffer& weights, uint64_t seed);
 
   private:
-    bool alone_;  // every rank has an optimizer and an estimator of its own
+    // Every rank has an optimizer and an estimator of its own: one that continues the run of several
+    // takes the mean of theirs.
+    bool alone_;
 };
 
 }  // namespace lmo

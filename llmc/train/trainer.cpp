@@ -176,6 +176,7 @@ Trainer::Update Trainer::update() {
     Update result;
     // The analyzer wants all gradients.
     const bool measured = smoothness_due(step_);
+    sent_up_ = 0;
     const int64_t lowest = measured ? 0 : optimizer_.lowest_layer(applied());
     const BatchLoss loss = stages_.estimator ? estimate_gradients(lowest)
                                              : accumulate_gradients(*loader_, measured, lowest);

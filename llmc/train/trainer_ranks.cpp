@@ -77,6 +77,7 @@ void Trainer::on_host(const Tensor& tensor, Change change) {
 }
 
 void Trainer::sum_over_ranks(const Tensor& flat, bool everywhere) {
+    const int64_t before = ranks_.bytes_sent();
     on_host(flat, [&](auto* values) {
         if (everywhere || drifting_) {
             ranks_.sum(values, flat.count(), "sum of gradients");
@@ -84,16 +85,18 @@ void Trainer::sum_over_ranks(const Tensor& flat, bool everywhere) {
             ranks_.sum_to_owners(values, sharding_.pieces, "sum of gradients");
         }
     });
+    sent_up_ += ranks_.bytes_sent() - before;
 }
 
 // Nothing where ranks work alone. With error feedback, what the optimizer is to step by.
 void Trainer::sum_gradients(bool everywhere) {
     if (alone_) return;
-    const int64_t before = ranks_.bytes_sent();
     if (ErrorFeedback* feedback = stages_.feedback ? &*stages_.feedback : nullptr) {
         feedback->smooth(gradients_, applied());
         if (feedback->compresses_up(applied())) {
+            const int64_t before = ranks_.bytes_sent();
             feedback->send_up(gradients_, ranks_);
+            sent_up_ += ranks_.bytes_sent() - before;
         } else {
             feedback->before_sum(gradients_);
             sum_over_ranks(gradients_.flat, false);
@@ -102,7 +105,6 @@ void Trainer::sum_gradients(bool everywhere) {
     } else {
         sum_over_ranks(gradients_.flat, everywhere);
     }
-    sent_up_ = ranks_.bytes_sent() - before;
 }
 
 double Trainer::gradient_norm() {
@@ -145,7 +147,7 @@ void Trainer::average_weights() {
             for (int64_t i = 0; i < piece.count; ++i) own[i] /= size;
         }
     });
-    sent_up_ = ranks_.bytes_sent() - before;
+    sent_up_ += ranks_.bytes_sent() - before;
 }
 
 // Bytes that all ranks sent for this update: gradients (or weights to be averaged), new weights.

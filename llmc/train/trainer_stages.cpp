@@ -97,7 +97,6 @@ double Trainer::inner_rate(double rate) const {
 void Trainer::take_outer_step() {
     const ParameterBuffer& master = weights_.master();
     if (config_.communication.type == CommunicationType::local) {
-        sent_up_ = 0;
         if (!meets(step_ + 1) && step_ + 1 != config_.run.steps) return;
         if (alone_) average_weights();
     } else if (!stages_.outer->due(applied() + 1)) {

@@ -3,6 +3,7 @@ what does not go together. That they are what the papers say: test_communication
 import json
 import shutil
 import signal
+import struct
 import subprocess
 
 from cli import TRAIN_GPT, CliTest
@@ -54,6 +55,18 @@ def stages():
         yield name, settings
     yield 'storm_ef21', {'groups': EMA, 'estimator': {'type': 'storm', 'clip': 1.0},
                          'communication': {'type': 'ef21', 'up': {'type': 'topk', 'fraction': 0.3}}}
+
+
+def momenta(checkpoint):
+    """fp32 momentum by name, of all ranks."""
+    data = (checkpoint / 'optimizer.safetensors').read_bytes()
+    length = struct.unpack('<Q', data[:8])[0]
+    result = {}
+    for name, tensor in json.loads(data[8:8 + length]).items():
+        if '.momentum' in name:
+            begin, end = (8 + length + offset for offset in tensor['data_offsets'])
+            result[name] = struct.unpack(f'<{(end - begin) // 4}f', data[begin:end])
+    return result
 
 
 class StagesTest(CliTest):
@@ -142,6 +155,24 @@ class StagesTest(CliTest):
                 state = json.loads((self.checkpoint(6, name) / 'state.json').read_text())
                 self.assertEqual(state['samples'] * 16, tokens[-1])
 
+    def test_one_rank_takes_the_mean_of_many(self):
+        """Momentum that hardly changes shows what it was continued from."""
+        slow = [{'match': {'role': 'any'}, 'norm': {'type': 'frobenius'},
+                 'momentum': {'type': 'ema', 'beta': 1 - 1e-9, 'start': 'gradient'}}]
+        self.configure({**LOCAL['local'], 'groups': slow, 'lr': 1e-3})
+        self.train('--gpus', 3)
+        before = momenta(self.checkpoint(3))
+        shutil.rmtree(self.checkpoint(6))
+        self.assertIn('resumed after 3 updates', self.train().out)
+        after = momenta(self.checkpoint(6))
+        self.assertEqual(set(after), {name for name in before if '.rank' not in name})
+        for name, values in after.items():
+            ranks = [before[name], before[f'{name}.rank1'], before[f'{name}.rank2']]
+            size = max(abs(value) for value in values)
+            for mean, each in zip(values, zip(*ranks)):
+                self.assertAlmostEqual(mean, sum(each) / 3, delta=1e-5 * size)
+            self.assertGreater(max(abs(a - b) for a, b in zip(*ranks[:2])), 1e-2 * size)
+
     def test_signal_waits_for_the_meeting(self):
         self.configure(LOCAL['local'], run={'steps': 3000}, checkpoint={'every': 0}, eval={'every': 0})
         process = subprocess.Popen([TRAIN_GPT, 'train', '--config', 'config.json', '--device', 'cpu', '--gpus', '2'],
@@ -176,6 +207,8 @@ class StagesTest(CliTest):
             ({'groups': EMA, 'estimator': {'type': 'page', 'small': 4}}, {}, 'batch.sequences = 6: expected a multiple'),
             ({'groups': EMA, 'estimator': {'type': 'page'}}, {}, 'optimizer.estimator.small'),
             ({'groups': EMA, 'estimator': {'type': 'storm'}}, {'smoothness': {'every': 2}}, 'smoothness.every'),
+            ({'groups': EMA, 'estimator': {'type': 'igt'}, 'sampling': {'type': 'progressive'}}, {},
+             'optimizer.sampling.type'),
             ({'estimator': {'type': 'plain', 'small': 3}}, {}, 'optimizer.estimator.small'),
             ({'communication': {'type': 'ef21', 'up': {'type': 'topk'}}}, {}, 'optimizer.communication.up.fraction'),
             ({'communication': {'type': 'ef21', 'up': {'type': 'topk', 'fraction': 2}}}, {}, 'up.fraction = 2'),
