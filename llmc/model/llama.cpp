@@ -96,13 +96,7 @@ void Llama::forward(const ParameterBuffer& weights, const Tensor& tokens, const 
         backend_.rmsnorm_forward({x, start ? Tensor{} : branch, w.input_norm,
                                   start ? Tensor{} : a.attention_in, a.attention_normed,
                                   a.attention_rstd, config_.norm_eps});
-        multiply(product(a.attention_normed, w.qkv, a.qkv));
-        backend_.rope(rotation(a.qkv, extent, false));
-        attend(layer, a, extent, keep_maxima);
-        multiply(product(a.attention_out, w.o, branch));
-        backend_.rmsnorm_forward({a.attention_in, branch, w.post_norm, a.mlp_in, a.mlp_normed,
-                                  a.mlp_rstd, config_.norm_eps});
-        multiply(product(a.mlp_normed, w.gate_up, a.gate_up));
+        attend_and_gate(w, a, layer, extent, keep_maxima);
         backend_.swiglu_forward({a.gate_up, a.swiglu});
         multiply(product(a.swiglu, w.down, branch));
         x = a.mlp_in;
@@ -110,6 +104,19 @@ void Llama::forward(const ParameterBuffer& weights, const Tensor& tokens, const 
     backend_.rmsnorm_forward({x, branch, final_norm(weights), first_rows(final_in_, extent.rows()),
                               first_rows(final_normed_, extent.rows()),
                               first_rows(final_rstd_, extent.rows()), config_.norm_eps});
+}
+
+// A layer from the output of its first norm to the input of SwiGLU. branch_ is overwritten.
+void Llama::attend_and_gate(const LayerParameters& w, const LayerActivations& a, int64_t layer,
+                            const Extent& extent, bool keep_maxima) {
+    const Tensor branch = first_rows(branch_, extent.rows());
+    multiply(product(a.attention_normed, w.qkv, a.qkv));
+    backend_.rope(rotation(a.qkv, extent, false));
+    attend(layer, a, extent, keep_maxima);
+    multiply(product(a.attention_out, w.o, branch));
+    backend_.rmsnorm_forward({a.attention_in, branch, w.post_norm, a.mlp_in, a.mlp_normed,
+                              a.mlp_rstd, config_.norm_eps});
+    multiply(product(a.mlp_normed, w.gate_up, a.gate_up));
 }
 
 void Llama::attend(int64_t layer, const LayerActivations& a, const Extent& extent,
@@ -184,17 +191,9 @@ void Llama::recompute(const LayerParameters& w, const LayerActivations& a, int64
             norm(a.attention_in, w.input_norm, a.attention_normed, a.attention_rstd);
             norm(a.mlp_in, w.post_norm, a.mlp_normed, a.mlp_rstd);
             break;
-        case Recompute::block: {
-            const Tensor branch = first_rows(branch_, extent.rows());
+        case Recompute::block:
             norm(a.attention_in, w.input_norm, a.attention_normed, a.attention_rstd);
-            multiply(product(a.attention_normed, w.qkv, a.qkv));
-            backend_.rope(rotation(a.qkv, extent, false));
-            attend(layer, a, extent, false);
-            multiply(product(a.attention_out, w.o, branch));
-            backend_.rmsnorm_forward({a.attention_in, branch, w.post_norm, a.mlp_in, a.mlp_normed,
-                                      a.mlp_rstd, config_.norm_eps});
-            multiply(product(a.mlp_normed, w.gate_up, a.gate_up));
-        }
+            attend_and_gate(w, a, layer, extent, false);
     }
     backend_.swiglu_forward({a.gate_up, a.swiglu});
 }

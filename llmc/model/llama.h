@@ -131,6 +131,8 @@ class Llama {
     // From the tokens to final_normed_.
     void forward(const ParameterBuffer& weights, const Tensor& tokens, const Extent& extent,
                  bool keep_maxima = false);
+    void attend_and_gate(const LayerParameters& w, const LayerActivations& a, int64_t layer,
+                         const Extent& extent, bool keep_maxima);
     void attend(int64_t layer, const LayerActivations& a, const Extent& extent, bool keep_maxima);
     Tensor logits_of(const ParameterBuffer& weights, int64_t row);
     // The head and the loss, chunk by chunk; with gradients also those of the head and, into
