@@ -255,11 +255,11 @@ NVCC_FLAGS = -std=c++20 -O1 -lineinfo -I. $(GENCODE) -Xptxas -v,--warn-on-spills
               -Xcompiler -Wall,-Wextra,-fopenmp
 CUDA_LIBS  := -L$(CUDA_HOME)/lib64 -Wl,-rpath,$(CUDA_HOME)/lib64 -lcudart_static -ldl -lrt
 CUDA_TESTS   := $(filter-out %/test_backend_cpu.cpp,$(wildcard tests/unit/test_backend_*.cpp)) \
-                tests/unit/backends_cuda.cpp
+                tests/unit/backends_cuda.cpp $(wildcard tests/cuda/*.cpp)
 CORE_OBJECTS := $(patsubst %.cpp,$(BUILD)/%.o,$(wildcard llmc/core/*.cpp llmc/device/*.cpp))
 CUDA_TEST_OBJECTS := $(CUDA_TESTS:%.cpp=$(BUILD)/%.o) $(CUDA_HOST:%.cpp=$(BUILD)/%.o) $(CORE_OBJECTS)
 
-$(BUILD)/llmc/cuda/%.o: CXXFLAGS += -isystem $(CUDA_HOME)/include
+$(addprefix $(BUILD)/,llmc/cuda/%.o tests/cuda/%.o tests/emulator/%.o): CXXFLAGS += -isystem $(CUDA_HOME)/include
 
 # nvcc prints registers and spills of every kernel; tests/check_kernels.py reads them.
 $(BUILD)/cuda/%.o: %.cu
@@ -336,4 +336,4 @@ clean:
 
 -include $(OBJECTS:.o=.d) $(TEST_OBJECTS:.o=.d) $(BUILD)/train_gpt.d $(wildcard $(BUILD)/*/precompiled.h.gch.d) \
          $(CUDA_KERNELS:%.cu=$(BUILD)/cuda/%.d) $(CUDA_KERNELS:%.cu=$(BUILD)/cuda/%.ptx.d) $(CUDA_HOST:%.cpp=$(BUILD)/%.d) $(CUDA_LIBRARY:.o=.d) \
-         $(addprefix $(BUILD)/tests/,unit/backends_cuda.d emulator/production_sizes.d)
+         $(CUDA_TESTS:%.cpp=$(BUILD)/%.d) $(BUILD)/tests/emulator/production_sizes.d

@@ -11,6 +11,7 @@
 
 #include "dev/emulator/settings.h"
 #include "llmc/core/random.h"
+#include "llmc/cuda/symmetric.h"
 #include "llmc/device/backend.h"
 
 namespace lmo {
@@ -275,6 +276,26 @@ TEST_F(ProductionSizesTest, Conversion) {
     };
     const Tensor small = run(64, false), large = run(count, true);
     expect(large, all(small), "converted");
+}
+
+// Sides for tiles of 64 and of 128 rows; the first and the last matrix are the same.
+TEST_F(ProductionSizesTest, SymmetricProducts) {
+    for (const int64_t n : {16, 272}) {
+        const int64_t k = 24;
+        const Bytes x = random_row(DType::bf16, n * k, 1);
+        const auto run = [&](int64_t batch, bool ends) {
+            const Tensor a = take(DType::bf16, {batch, n, k}), d = take(DType::bf16, {batch, n, n});
+            put(a, x);
+            const auto multiply = [&] {
+                cuda::symmetric_gemm_mma(
+                    {DType::bf16, n, k, batch, a.data, a.data, nullptr, d.data}, nullptr);
+            };
+            ends ? run_ends(multiply) : multiply();
+            return d;
+        };
+        const Tensor small = run(1, false), large = run(kLimit / (n * n) + 5, true);
+        expect(large, all(small), "d");
+    }
 }
 
 }  // namespace
