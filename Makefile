@@ -143,7 +143,7 @@ FUZZ_CXX     ?= clang++
 FUZZ_SECONDS ?= 15
 FUZZ_SOURCES := $(wildcard llmc/core/*.cpp llmc/io/*.cpp tests/fuzz/*.cpp) llmc/norm/newton_schulz.cpp llmc/optim/config.cpp \
                 $(addprefix llmc/data/,bpe.cpp bpe_files.cpp dataset.cpp split.cpp tokenizer.cpp) \
-                $(addprefix llmc/train/,config.cpp config_optimizer.cpp config_stages.cpp hf.cpp json_merge.cpp run_state.cpp \
+                $(addprefix llmc/train/,config.cpp config_group.cpp config_optimizer.cpp config_stages.cpp hf.cpp json_merge.cpp run_state.cpp \
                   schema.cpp schema_groups.cpp schema_stages.cpp schema_resolve.cpp)
 FUZZ_OBJECTS := $(FUZZ_SOURCES:%.cpp=$(BUILD)/fuzz/%.o) $(BUILD)/fuzz/presets.o
 FUZZ_FLAGS   := -std=c++20 -O1 -g1 $(WARN) -I. -fno-omit-frame-pointer -fno-sanitize-recover=undefined \

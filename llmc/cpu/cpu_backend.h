@@ -19,6 +19,7 @@ class CpuBackend : public Backend {
     std::string describe() const override;
     DType preferred_compute() const override;
     DType preferred_newton_schulz() const override { return DType::f32; }
+    bool has_newton_schulz(DType inner) const override { return inner == DType::f32; }
     bool has_fp64() const override { return true; }
     double free_bytes() const override;
 

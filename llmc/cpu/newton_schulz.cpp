@@ -2,6 +2,8 @@
 // full product a step, m^2 (3 n + m) operations and a bit where the three plain products take
 // 4 m^2 n + 2 m^3. A step with c = 0 has no A^2.
 //   A = X X^T,  B = a I + b A + c A^2,  X = B X
+// The gram form iterates on A alone, A = B A B, and collects Q = B Q, X = Q X at the end and before
+// restarts: n is in it 3 times and once more a restart. automatic is the standard form here.
 #include <omp.h>
 
 #include <algorithm>
@@ -13,19 +15,27 @@ namespace lmo::cpu {
 
 namespace {
 
-// X and its successor [rows, columns], A and B [rows, rows]; rows <= columns.
+bool is_gram(const NewtonSchulz& op) { return op.form == NewtonSchulzForm::gram; }
+
+// X and its successor [rows, columns], A, B and for the gram form Q and a spare one [rows, rows];
+// rows <= columns.
 template <typename T>
 struct Buffers {
     int64_t rows, columns;
-    T *x, *next, *a, *b;
+    T *x, *next, *a, *b, *q = nullptr, *spare = nullptr;
     double* parts;
 
-    Buffers(Scratch& scratch, const Shape& shape)
-        : rows(std::min(shape[0], shape[1])), columns(std::max(shape[0], shape[1])) {
+    Buffers(Scratch& scratch, const NewtonSchulz& op)
+        : rows(std::min(op.x[0].shape[0], op.x[0].shape[1])),
+          columns(std::max(op.x[0].shape[0], op.x[0].shape[1])) {
         x = scratch.take<T>(rows * columns);
         next = scratch.take<T>(rows * columns);
         a = scratch.take<T>(rows * rows);
         b = scratch.take<T>(rows * rows);
+        if (is_gram(op)) {
+            q = scratch.take<T>(rows * rows);
+            spare = scratch.take<T>(rows * rows);
+        }
         parts = scratch.take<double>(block_count(rows * columns, element_block));
     }
 };
@@ -57,9 +67,84 @@ int lanes(const NewtonSchulz& op, int threads) {
 template <typename T>
 size_t buffer_bytes(const NewtonSchulz& op) {
     Scratch scratch;
-    Buffers<T>(scratch, op.x[0].shape);
+    Buffers<T>(scratch, op);
     return scratch.bytes();
 }
+
+// The iteration on a matrix that is in x, normalised and wide.
+template <typename T>
+class Iteration {
+  public:
+    Iteration(const Blas& blas, const NewtonSchulz& op, Buffers<T>& work)
+        : blas_(blas), op_(op), work_(work), rows_(work.rows), columns_(work.columns) {}
+
+    void standard() {
+        for (const NewtonSchulzStep& step : op_.steps) {
+            gram_matrix();
+            polynomial(step);
+            advance(work_.b);
+        }
+    }
+
+    void gram() {
+        bool fresh = true;  // Q is the identity
+        for (size_t i = 0; i < op_.steps.size(); ++i) {
+            if (!fresh && restarts_at(i)) {
+                advance(work_.q);
+                fresh = true;
+            }
+            if (fresh) gram_matrix();
+            polynomial(op_.steps[i]);
+            if (i + 1 < op_.steps.size() && !restarts_at(i + 1)) {  // A is wanted again
+                multiply(work_.b, work_.a, rows_, work_.spare);
+                multiply(work_.spare, work_.b, rows_, work_.a);
+            }
+            if (fresh) {
+                std::swap(work_.q, work_.b);
+            } else {
+                multiply(work_.b, work_.q, rows_, work_.spare);
+                std::swap(work_.q, work_.spare);
+            }
+            fresh = false;
+        }
+        if (!fresh) advance(work_.q);
+    }
+
+  private:
+    bool restarts_at(size_t step) const {
+        return std::find(op_.restarts.begin(), op_.restarts.end(), static_cast<int>(step)) !=
+               op_.restarts.end();
+    }
+    // a = x x^T
+    void gram_matrix() { blas_.symmetric(rows_, columns_, T(1), work_.x, T(0), work_.a); }
+    // b = step.a I + step.b a + step.c a^2
+    void polynomial(const NewtonSchulzStep& step) {
+        const int64_t count = rows_ * rows_;
+        if (step.c == 0.0) {
+            std::transform(work_.a, work_.a + count, work_.b,
+                           [&](T value) { return T(step.b) * value; });
+        } else {
+            std::copy(work_.a, work_.a + count, work_.b);
+            blas_.symmetric(rows_, rows_, T(step.c), work_.a, T(step.b), work_.b);
+        }
+        for (int64_t i = 0; i < rows_; ++i) work_.b[i * rows_ + i] += T(step.a);
+    }
+    // x = left x
+    void advance(const T* left) {
+        multiply(left, work_.x, columns_, work_.next);
+        std::swap(work_.x, work_.next);
+    }
+    // to [rows, n] = left [rows, rows] right [rows, n]
+    void multiply(const T* left, const T* right, int64_t n, T* to) {
+        blas_.gemm(
+            Product<T>{false, false, rows_, n, rows_, T(1), left, rows_, right, n, T(0), to, n});
+    }
+
+    const Blas& blas_;
+    const NewtonSchulz& op_;
+    Buffers<T>& work_;
+    int64_t rows_, columns_;
+};
 
 }  // namespace
 
@@ -74,11 +159,20 @@ double CpuBackend::executed_flops(const NewtonSchulz& op) const {
     if (op.x.empty()) return 0.0;
     const Shape& shape = op.x[0].shape;
     const int64_t rows = std::min(shape[0], shape[1]), columns = std::max(shape[0], shape[1]);
+    const double square = 2.0 * static_cast<double>(rows * rows);  // a column of a product
+    const double start = Blas::symmetric_flops(rows, columns);
+    const double full = square * static_cast<double>(columns);
     double flops = 0.0;
     for (const NewtonSchulzStep& step : op.steps) {
-        flops += Blas::symmetric_flops(rows, columns) +
-                 2.0 * static_cast<double>(rows * rows) * static_cast<double>(columns);
         if (step.c != 0.0) flops += Blas::symmetric_flops(rows, rows);
+    }
+    if (is_gram(op)) {  // between starts: A = B A B and Q = B Q, but for the last step of each
+        const double starts = 1.0 + static_cast<double>(op.restarts.size());
+        const double steps = static_cast<double>(op.steps.size());
+        flops +=
+            starts * (start + full) + (steps - starts) * 3.0 * square * static_cast<double>(rows);
+    } else {
+        flops += static_cast<double>(op.steps.size()) * (start + full);
     }
     return flops * static_cast<double>(op.x.size());
 }
@@ -105,7 +199,7 @@ void CpuBackend::newton_schulz_in(const NewtonSchulz& op) {
 template <typename T>
 void CpuBackend::orthogonalise(const NewtonSchulz& op, const Tensor& tensor,
                                Scratch& scratch) const {
-    Buffers<T> work(scratch, tensor.shape);
+    Buffers<T> work(scratch, op);
     const int64_t rows = work.rows, columns = work.columns, count = rows * columns;
     const bool tall = tensor.shape[0] > tensor.shape[1];
     parallel_blocks(threads_, count, element_block, [&](int64_t begin, int64_t end) {
@@ -121,20 +215,8 @@ void CpuBackend::orthogonalise(const NewtonSchulz& op, const Tensor& tensor,
     });
     if (tall) transpose(threads_, columns, rows, work.next, work.x);
 
-    for (const NewtonSchulzStep& step : op.steps) {
-        blas_.symmetric(rows, columns, T(1), work.x, T(0), work.a);
-        if (step.c == 0.0) {
-            std::transform(work.a, work.a + rows * rows, work.b,
-                           [&](T value) { return T(step.b) * value; });
-        } else {
-            std::copy(work.a, work.a + rows * rows, work.b);
-            blas_.symmetric(rows, rows, T(step.c), work.a, T(step.b), work.b);
-        }
-        for (int64_t i = 0; i < rows; ++i) work.b[i * rows + i] += T(step.a);
-        blas_.gemm(Product<T>{false, false, rows, columns, rows, T(1), work.b, rows, work.x,
-                              columns, T(0), work.next, columns});
-        std::swap(work.x, work.next);
-    }
+    Iteration<T> iteration(blas_, op, work);
+    is_gram(op) ? iteration.gram() : iteration.standard();
     if (tall) {
         transpose(threads_, rows, columns, work.x, tensor.as<T>());
     } else {

@@ -25,6 +25,7 @@ class CudaBackend : public Backend {
     std::string describe() const override;
     DType preferred_compute() const override { return DType::bf16; }
     DType preferred_newton_schulz() const override { return DType::f16; }
+    bool has_newton_schulz(DType inner) const override { return inner != DType::f64; }
     bool has_fp64() const override { return false; }
     double free_bytes() const override;
 
@@ -88,6 +89,7 @@ class CudaBackend : public Backend {
     void apply(const Apply& op) override;
 
   private:
+    int capability() const { return 10 * device_.major + device_.minor; }
     // Converts element by element (cast.cu).
     void convert(const Tensor& to, const Tensor& from);
 

@@ -206,18 +206,24 @@ struct FrobeniusNormalize {
 // Newton-Schulz orthogonalisation, each tensor [m, n] a matrix, all of one shape: with X = x (the
 // transpose if m > n) / (||x||_F * norm_scale + eps), for each (a, b, c):
 //   A = X X^T,  X = a X + (b A + c A^2) X.
-// Zero stays zero. `inner` is the type of the matrices inside; products are accumulated in the
-// master type. f32 means the tensors' own type; f16 and bf16 are for backends that prefer them
-// (preferred_newton_schulz).
+// Zero stays zero. The gram form is the same polynomial with fewer operations on matrices that are
+// far from square: it iterates on A alone, X = Q(A) X, and starts anew from X before the steps
+// `restarts` (increasing, > 0), which 16-bit types need (gram_restarts in norm/newton_schulz.h).
+// automatic: gram where the backend gains by it. `inner` is the type of the matrices inside;
+// products are accumulated in the master type. f32 means the tensors' own type; f16 and bf16 are
+// for backends that prefer them (preferred_newton_schulz).
 struct NewtonSchulzStep {
     double a, b, c;
 };
+enum class NewtonSchulzForm { automatic, standard, gram };
 struct NewtonSchulz {
     std::span<const Tensor> x;
     std::span<const NewtonSchulzStep> steps;
     double norm_scale = 1.0, eps = 1e-7;
     Tensor workspace;
     DType inner = DType::f32;
+    NewtonSchulzForm form = NewtonSchulzForm::automatic;
+    std::span<const int> restarts = {};
 };
 
 // Each row of a matrix [m, n], or each column, by its own Euclidean norm: x = x / (||.||_2 + eps).
@@ -342,6 +348,8 @@ class Backend {
     // The type inside of a Newton-Schulz iteration on fp32 matrices that costs no accuracy that
     // training notices: f16 on tensor cores, else f32.
     virtual DType preferred_newton_schulz() const = 0;
+    // Whether it may be this one: f16, bf16 or f32.
+    virtual bool has_newton_schulz(DType inner) const = 0;
     // Whether compute and master may be f64: the oracle of tests.
     virtual bool has_fp64() const = 0;
     // Memory that allocate may still hand out, about; infinite where nobody says.

@@ -57,6 +57,7 @@ class TimedBackend : public Backend {
     std::string describe() const override { return inner_.describe(); }
     DType preferred_compute() const override { return inner_.preferred_compute(); }
     DType preferred_newton_schulz() const override { return inner_.preferred_newton_schulz(); }
+    bool has_newton_schulz(DType inner) const override { return inner_.has_newton_schulz(inner); }
     bool has_fp64() const override { return inner_.has_fp64(); }
     double free_bytes() const override { return inner_.free_bytes(); }
 

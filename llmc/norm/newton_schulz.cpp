@@ -10,6 +10,8 @@
 
 #include <algorithm>
 #include <cmath>
+#include <functional>
+#include <limits>
 
 #include "llmc/core/error.h"
 
@@ -99,7 +101,70 @@ NewtonSchulzSet newton_schulz_set(const std::string& name, int steps) {
         }
         result.steps.push_back(step);
     }
+    result.restarts = gram_restarts(result.steps);
     return result;
+}
+
+double gram_condition(const std::vector<NewtonSchulzStep>& steps,
+                      const std::vector<int>& restarts) {
+    constexpr int kPoints = 10000;
+    constexpr double kRounding = -4e-4;
+    std::vector<double> x(kPoints), r(kPoints), q(kPoints);
+    for (int i = 0; i < kPoints; ++i) x[i] = std::pow(10.0, -10.0 * i / (kPoints - 1));
+    double worst = 1.0;
+    for (size_t step = 0; step < steps.size(); ++step) {
+        const auto& [a, b, c] = steps[step];
+        const bool restart =
+            std::find(restarts.begin(), restarts.end(), static_cast<int>(step)) != restarts.end();
+        double lowest = std::numeric_limits<double>::infinity(), highest = 0.0;
+        for (size_t i = 0; i < x.size(); ++i) {
+            if (step == 0 || restart) {
+                if (restart) x[i] *= q[i];
+                r[i] = x[i] * x[i] + kRounding;
+                q[i] = 1.0;
+            }
+            const double z = a + r[i] * (b + r[i] * c);
+            q[i] *= z;
+            r[i] *= z * z;
+            lowest = std::min(lowest, std::fabs(q[i]));
+            highest = std::max(highest, std::fabs(q[i]));
+        }
+        const double condition = highest / lowest;
+        worst = condition > worst || std::isnan(condition) ? condition : worst;
+    }
+    return worst;
+}
+
+std::vector<int> gram_restarts(const std::vector<NewtonSchulzStep>& steps) {
+    constexpr double kCondition = 100.0;
+    constexpr int kSearched = 10;  // steps: beyond, there are too many choices
+    const int count = static_cast<int>(steps.size());
+    std::vector<int> best, chosen;
+    double lowest = gram_condition(steps, best);
+    // All ascending choices of `left` more steps from `from` on.
+    const std::function<void(int, int)> search = [&](int from, int left) {
+        if (left == 0) {
+            const double condition = gram_condition(steps, chosen);
+            if (!(condition < lowest)) return;
+            lowest = condition;
+            best = chosen;
+            return;
+        }
+        for (int step = from; step + left <= count; ++step) {
+            chosen.push_back(step);
+            search(step + 1, left - 1);
+            chosen.pop_back();
+        }
+    };
+    if (count <= kSearched) {
+        for (int restarts = 1; restarts <= 3 && !(lowest <= kCondition); ++restarts) {
+            search(1, restarts);
+        }
+    }
+    if (lowest <= kCondition) return best;
+    best.clear();
+    for (int step = 2; step < count; step += 2) best.push_back(step);
+    return best;
 }
 
 }  // namespace lmo

@@ -276,8 +276,9 @@ class SpectralNorm : public Norm {
   private:
     NewtonSchulz operation(const Backend& backend, std::span<const Tensor> x,
                            const Tensor& workspace) const {
-        return {x,        set_.steps, set_.norm_scale,
-                set_.eps, workspace,  backend.preferred_newton_schulz()};
+        return {x,         set_.steps,   set_.norm_scale,
+                set_.eps,  workspace,    set_.inner.value_or(backend.preferred_newton_schulz()),
+                set_.form, set_.restarts};
     }
 
     // Calls run(part) for each longest run of neighbours of one shape: one batch of products.

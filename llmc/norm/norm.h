@@ -6,6 +6,7 @@
 #pragma once
 
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 #include <vector>
@@ -23,6 +24,9 @@ std::string to_string(NormType type);
 struct NewtonSchulzSet {
     std::vector<NewtonSchulzStep> steps;
     double norm_scale = 1.0, eps = 1e-7;
+    NewtonSchulzForm form = NewtonSchulzForm::automatic;
+    std::vector<int> restarts = {};   // of the gram form
+    std::optional<DType> inner = {};  // f16, bf16 or f32; none: what the backend prefers
 };
 
 struct NormConfig {

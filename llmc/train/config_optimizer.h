@@ -2,7 +2,6 @@
 // llmc/optim/config.h.
 #pragma once
 
-#include <optional>
 #include <string>
 #include <vector>
 
@@ -25,10 +24,5 @@ OptimizerGroups optimizer_groups(const Json& resolved, const Provenance& origin)
 
 // The whole of OptimizerConfig but its groups' stages; sets optimizer.groups of `resolved`.
 OptimizerConfig read_optimizer(Json& resolved, const Provenance& origin);
-
-// Validation for the schema. A radius is NUMBER, RULE or "NUMBER*RULE".
-std::optional<RadiusConfig> parse_radius(const Json& value);
-std::string radius_expected();
-bool is_coefficients(const Json& value);  // the name of a set, or [[a, b, c], ...]
 
 }  // namespace lmo

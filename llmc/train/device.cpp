@@ -52,7 +52,29 @@ std::unique_ptr<Backend> make_backend(const std::string& device, int threads, in
     return make_cpu_backend(threads);
 }
 
+namespace {
+
+// A type inside of Newton-Schulz that the device does not have.
+void require_newton_schulz(const OptimizerConfig& config, const Backend& backend) {
+    const auto require = [&](const NormConfig& norm, const std::string& path) {
+        const std::optional<DType>& inner = norm.newton_schulz.inner;
+        if (norm.type != NormType::spectral || !inner || backend.has_newton_schulz(*inner)) return;
+        throw UsageError(path + "norm.inner = \"" + (*inner == DType::f16 ? "fp16" : "bf16") +
+                         "\": the CPU orthogonalises in fp32; expected auto or fp32, or "
+                         "--device cuda");
+    };
+    for (size_t i = 0; i < config.groups.size(); ++i) {
+        const GroupConfig& group = config.groups[i];
+        const std::string path = "optimizer.groups[" + std::to_string(i) + "].";
+        require(group.norm, path);
+        if (group.alternate) require(group.alternate->norm, path + "alternate.");
+    }
+}
+
+}  // namespace
+
 ModelPrecision choose_precision(const Config& config, const Backend& backend) {
+    require_newton_schulz(config.optimizer, backend);
     DType compute = backend.preferred_compute();
     if (config.compute == ComputeChoice::fp64) compute = DType::f64;
     if (config.compute == ComputeChoice::fp32) compute = DType::f32;

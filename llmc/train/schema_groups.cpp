@@ -3,7 +3,7 @@
 #include <algorithm>
 
 #include "llmc/norm/newton_schulz.h"
-#include "llmc/train/config_optimizer.h"
+#include "llmc/train/config_group.h"
 #include "llmc/train/schema_values.h"
 
 namespace lmo {
@@ -73,6 +73,14 @@ void add_norm_keys(std::vector<Key>& keys, const std::string& path, const When& 
     keys.push_back({path + ".steps", integer(1, 1000),
                     computed("5, or the length of the list", newton_schulz_steps(path)),
                     "Newton-Schulz steps; beyond the coefficients the last ones repeat", spectral});
+    keys.push_back({path + ".form", one_of({"auto", "standard", "gram"}), is("auto"),
+                    "of Newton-Schulz: gram iterates on the smaller Gram matrix alone, less work "
+                    "for matrices far from square; auto: gram where a GPU gains by it",
+                    spectral});
+    keys.push_back({path + ".inner", one_of({"auto", "fp16", "bf16", "fp32"}), is("auto"),
+                    "type of the matrices inside of Newton-Schulz; auto: fp16 on GPUs, else fp32, "
+                    "which is all that a CPU has",
+                    spectral});
     keys.push_back({path + ".p",
                     special("a number >= 1, or \"inf\"", is_schatten_exponent),
                     required(),
@@ -100,8 +108,7 @@ std::vector<Key> momentum_keys() {
          "q: 1-beta is (k+1)^-q after k updates, and momentum.beta is not read; published: "
          "\"1/2\", igt \"4/7\", storm and hessian \"2/3\"",
          {"momentum.type", {"ema"}}},
-        {"momentum.beta", share,
-         none("required unless eta_power is given"),
+        {"momentum.beta", share, none("required unless eta_power is given"),
          "ema: m = beta m + (1-beta) g; heavy_ball, nesterov, gradient: m = beta m + g", one_beta},
         {"momentum.ema",
          boolean(),

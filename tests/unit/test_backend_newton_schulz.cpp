@@ -36,10 +36,69 @@ Values transposed(const Values& a, int64_t m, int64_t n) {
     return t;
 }
 
-// The equations, every matrix rounded to `type` and summed in Sum.
+// How an iteration is to be run.
+struct Iteration {
+    Steps steps;
+    double norm_scale = 1.01, eps = 1e-7;
+    NewtonSchulzForm form = NewtonSchulzForm::automatic;
+    std::vector<int> restarts = {};
+
+    bool restarts_at(size_t step) const {
+        return std::find(restarts.begin(), restarts.end(), static_cast<int>(step)) !=
+               restarts.end();
+    }
+};
+
+// Every matrix rounded to `type` and summed in Sum.
 template <typename Sum>
-Values newton_schulz(Values x, int64_t m, int64_t n, const Steps& steps, double norm_scale,
-                     double eps, DType type) {
+struct Rounded {
+    int64_t m, n;  // m <= n
+    DType type;
+
+    Values gram(const Values& x) const {
+        return round_to(type, multiply<Sum>(x, x, true, m, n, m));
+    }
+    Values squares(const Values& a, const Values& b) const {
+        return round_to(type, multiply<Sum>(a, b, false, m, m, m));
+    }
+    Values apply(const Values& q, const Values& x) const {
+        return round_to(type, multiply<Sum>(q, x, false, m, m, n));
+    }
+    // b A + c A^2, and a I besides where `with_identity`
+    Values polynomial(const Values& a, const NewtonSchulzStep& step, bool with_identity) const {
+        Values mixed = round_to(type, multiply<Sum>(a, a, true, m, m, m));
+        for (int64_t i = 0; i < m * m; ++i) mixed[i] = step.b * a[i] + step.c * mixed[i];
+        for (int64_t i = 0; with_identity && i < m; ++i) mixed[i * m + i] += step.a;
+        return round_to(type, mixed);
+    }
+
+    // The equations.
+    Values standard(Values x, const Iteration& how) const {
+        for (const NewtonSchulzStep& step : how.steps) {
+            Values next = multiply<Sum>(polynomial(gram(x), step, false), x, false, m, m, n);
+            for (int64_t i = 0; i < m * n; ++i) next[i] += step.a * x[i];
+            x = round_to(type, next);
+        }
+        return x;
+    }
+    Values by_gram(Values x, const Iteration& how) const {
+        Values a, q;
+        for (size_t i = 0; i < how.steps.size(); ++i) {
+            if (how.restarts_at(i)) {
+                x = apply(q, x);
+                q.clear();
+            }
+            if (q.empty()) a = gram(x);
+            const Values p = polynomial(a, how.steps[i], true);
+            q = q.empty() ? p : squares(q, p);
+            a = squares(squares(a, p), p);
+        }
+        return q.empty() ? x : apply(q, x);
+    }
+};
+
+template <typename Sum>
+Values newton_schulz(Values x, int64_t m, int64_t n, const Iteration& how, DType type) {
     const bool tall = m > n;
     if (tall) {
         x = transposed(x, m, n);
@@ -47,30 +106,24 @@ Values newton_schulz(Values x, int64_t m, int64_t n, const Steps& steps, double 
     }
     double squares = 0;
     for (const double value : x) squares += value * value;
-    for (double& value : x) value /= std::sqrt(squares) * norm_scale + eps;
+    for (double& value : x) value /= std::sqrt(squares) * how.norm_scale + how.eps;
+    const Rounded<Sum> rounded{m, n, type};
     x = round_to(type, x);
-    for (const auto& [a, b, c] : steps) {
-        const Values gram = round_to(type, multiply<Sum>(x, x, true, m, n, m));
-        Values mixed = round_to(type, multiply<Sum>(gram, gram, true, m, m, m));
-        for (int64_t i = 0; i < m * m; ++i) mixed[i] = b * gram[i] + c * mixed[i];
-        mixed = round_to(type, mixed);
-        Values next = multiply<Sum>(mixed, x, false, m, m, n);
-        for (int64_t i = 0; i < m * n; ++i) next[i] += a * x[i];
-        x = round_to(type, next);
-    }
+    x = how.form == NewtonSchulzForm::gram ? rounded.by_gram(x, how) : rounded.standard(x, how);
     return tall ? transposed(x, m, n) : x;
 }
 
 // FlashAttention's criterion for all matrices [m, n] of a list together. The plain algorithm may be
 // lucky, most of all on the one singular value of a vector: room for some roundings.
 void expect_close(DType inner, const std::vector<Values>& actual, const std::vector<Values>& x,
-                  int64_t m, int64_t n, const Steps& steps, double norm_scale = 1.01,
-                  double eps = 1e-7) {
+                  int64_t m, int64_t n, const Iteration& how) {
     SCOPED_TRACE(std::to_string(m) + " x " + std::to_string(n) + ", " + to_string(inner));
+    Iteration equations = how;
+    equations.form = NewtonSchulzForm::standard;
     double size = 0, error = 0, plain_error = 0;
     for (size_t i = 0; i < x.size(); ++i) {
-        const Values exact = newton_schulz<double>(x[i], m, n, steps, norm_scale, eps, DType::f64);
-        const Values plain = newton_schulz<float>(x[i], m, n, steps, norm_scale, eps, inner);
+        const Values exact = newton_schulz<double>(x[i], m, n, equations, DType::f64);
+        const Values plain = newton_schulz<float>(x[i], m, n, how, inner);
         size = std::max(size, largest(exact));
         error = std::max(error, largest_difference(actual[i], exact));
         plain_error = std::max(plain_error, largest_difference(plain, exact));
@@ -101,30 +154,29 @@ class NewtonSchulzTest : public BackendTest {
         return put(inner == DType::f64 ? DType::f64 : DType::f32, shape, x);
     }
 
-    void run(DType inner, const std::vector<Tensor>& list, const Steps& steps,
-             double norm_scale = 1.01, double eps = 1e-7) {
-        NewtonSchulz op{list, steps, norm_scale, eps, {}, inner == DType::f64 ? DType::f32 : inner};
+    void run(DType inner, const std::vector<Tensor>& list, const Iteration& how) {
+        NewtonSchulz op{list,     how.steps,   how.norm_scale,
+                        how.eps,  {},          inner == DType::f64 ? DType::f32 : inner,
+                        how.form, how.restarts};
         give_workspace(op);
         backend_->newton_schulz(op);
     }
 
     // A list of matrices of one shape.
-    void check(DType inner, const std::vector<Tensor>& list, const Steps& steps,
-               double eps = 1e-7) {
+    void check(DType inner, const std::vector<Tensor>& list, const Iteration& how) {
         const std::vector<Values> old = get_list(list);
-        run(inner, list, steps, 1.01, eps);
-        expect_close(inner, get_list(list), old, list[0].shape[0], list[0].shape[1], steps, 1.01,
-                     eps);
+        run(inner, list, how);
+        expect_close(inner, get_list(list), old, list[0].shape[0], list[0].shape[1], how);
     }
 
-    // Three random matrices.
-    void check(DType inner, int64_t m, int64_t n, const Steps& steps, double size = 1,
-               double eps = 1e-7) {
+    // Random matrices.
+    void check(DType inner, int64_t m, int64_t n, const Iteration& how, double size = 1,
+               uint64_t matrices = 3) {
         std::vector<Tensor> list;
-        for (uint64_t i = 0; i < 3; ++i) {
+        for (uint64_t i = 0; i < matrices; ++i) {
             list.push_back(put_matrix(inner, {m, n}, random_values(m * n, 7 + i, size)));
         }
-        check(inner, list, steps, eps);
+        check(inner, list, how);
     }
 };
 
@@ -134,24 +186,67 @@ TEST_P(NewtonSchulzTest, AllShapesAndTypes) {
              {std::pair{1, 1}, std::pair{1, 7}, std::pair{9, 1}, std::pair{8, 8}, std::pair{40, 40},
               std::pair{33, 130}, std::pair{130, 33}, std::pair{96, 70}, std::pair{64, 160},
               std::pair{50, 131}}) {
-            check(inner, m, n, jordan);
+            check(inner, m, n, {jordan});
         }
     }
 }
 
+// Not in bf16, which has too few digits for it.
+TEST_P(NewtonSchulzTest, GramFormIsTheSamePolynomial) {
+    for (const DType inner : inner_types()) {
+        if (inner == DType::bf16) continue;
+        for (const auto& [m, n] : {std::pair{1, 7}, std::pair{8, 8}, std::pair{33, 130},
+                                   std::pair{130, 33}, std::pair{64, 160}}) {
+            for (const std::vector<int>& restarts :
+                 {std::vector<int>{3}, std::vector<int>{1, 2, 4}}) {
+                check(inner, m, n, {jordan, 1.01, 1e-7, NewtonSchulzForm::gram, restarts});
+            }
+        }
+        const NewtonSchulzForm gram = NewtonSchulzForm::gram;
+        check(inner, 24, 50, {cubic, 1.01, 1e-7, gram, {1}});
+        check(inner, 50, 24, {{jordan[0], cubic[0], jordan[0]}, 1.01, 1e-7, gram, {}});
+        check(inner, 30, 17, {Steps{}, 1.01, 1e-7, gram, {}});
+    }
+}
+
+// Sides that a GPU's own symmetric products take, and the gram form by its own choice.
+TEST_P(NewtonSchulzTest, LargeMatrices) {
+    const DType inner = backend_->preferred_newton_schulz();
+    const Steps steps(jordan.begin(), jordan.begin() + 3);
+    check(inner, 264, 280, {steps}, 1, 1);
+    check(inner, 400, 260, {steps, 1.01, 1e-7, NewtonSchulzForm::automatic, {2}}, 1, 1);
+}
+
+// What it says it does, in operations.
+TEST_P(NewtonSchulzTest, TheGramFormTakesFewerOperations) {
+    const DType inner = backend_->preferred_newton_schulz();
+    const std::vector<int> restarts = {2};
+    const auto flops = [&](NewtonSchulzForm form, int64_t m, int64_t n) {
+        const Tensor x{nullptr, DType::f32, {m, n}};
+        return backend_->executed_flops(
+            NewtonSchulz{{&x, 1}, jordan, 1.0, 1e-7, {}, inner, form, restarts});
+    };
+    const auto ratio = [&](int64_t m, int64_t n) {
+        return flops(NewtonSchulzForm::gram, m, n) / flops(NewtonSchulzForm::standard, m, n);
+    };
+    EXPECT_LT(ratio(768, 2304), 0.85);
+    EXPECT_EQ(ratio(768, 2304), ratio(2304, 768));
+    EXPECT_GT(ratio(768, 768), 0.99);
+}
+
 TEST_P(NewtonSchulzTest, CubicStepsAndNone) {
     for (const DType inner : inner_types()) {
-        check(inner, 24, 50, cubic);
-        check(inner, 50, 24, {jordan[0], cubic[0], jordan[0]});
-        check(inner, 30, 17, {});
+        check(inner, 24, 50, {cubic});
+        check(inner, 50, 24, {{jordan[0], cubic[0], jordan[0]}});
+        check(inner, 30, 17, {Steps{}});
     }
 }
 
 TEST_P(NewtonSchulzTest, HugeAndTinyEntries) {
     for (const DType inner : inner_types()) {
-        for (const double size : {1e30, 1e-30}) check(inner, 20, 33, jordan, size, 0);
-        check(inner, 33, 20, jordan, 1e30);
-        check(inner, 20, 33, jordan, 1e-30);  // next to nothing remains, or nothing
+        for (const double size : {1e30, 1e-30}) check(inner, 20, 33, {jordan, 1.01, 0}, size);
+        check(inner, 33, 20, {jordan}, 1e30);
+        check(inner, 20, 33, {jordan}, 1e-30);  // next to nothing remains, or nothing
     }
 }
 
@@ -170,7 +265,7 @@ TEST_P(NewtonSchulzOracleTest, IsTheScalarMapOnSingularValues) {
         if (i < 2) x[i * 6 + i + 4] = s[i] * std::sin(angle);
     }
     const Tensor matrix = put(DType::f64, {4, 6}, x);
-    run(DType::f64, {matrix}, jordan, 1.0, 0.0);
+    run(DType::f64, {matrix}, {jordan, 1.0, 0.0});
     const Values out = get(matrix);
     for (int i = 0; i < 4; ++i) {
         double y = s[i] / norm;
@@ -184,7 +279,7 @@ TEST_P(NewtonSchulzTest, ZeroStaysZero) {
     for (const DType inner : inner_types()) {
         for (const Shape& shape : {Shape{3, 5}, Shape{5, 3}, Shape{8, 8}}) {
             const Tensor x = put_matrix(inner, shape, Values(shape.count(), 0.0));
-            run(inner, {x}, jordan);
+            run(inner, {x}, {jordan});
             EXPECT_EQ(get(x), Values(shape.count(), 0.0));
         }
     }
@@ -202,7 +297,7 @@ TEST_P(NewtonSchulzTest, NanStaysInItsMatrix) {
                     if (i == 1) x[m * n - 1] = bad;
                     list.push_back(put_matrix(inner, {m, n}, x));
                 }
-                run(inner, list, jordan);
+                run(inner, list, {jordan});
                 results.push_back({get(list[0]), get(list[1]), get(list[2])});
             }
             for (const size_t with : {1, 2}) {
@@ -219,14 +314,14 @@ TEST_P(NewtonSchulzTest, EqualBitsEachTime) {
     for (const DType inner : inner_types()) {
         const auto once = [&] {
             const Tensor x = put_matrix(inner, {2, 70, 90}, random_values(12600, 1));
-            run(inner, {x.slice(0, {70, 90}), x.slice(6300, {70, 90})}, jordan);
+            run(inner, {x.slice(0, {70, 90}), x.slice(6300, {70, 90})}, {jordan});
             return get(x);
         };
         EXPECT_EQ(once(), once());
     }
     const auto single = [&] {
         const Tensor x = put(DType::f32, {70, 90}, random_values(6300, 1));
-        run(DType::f32, {x}, jordan);
+        run(DType::f32, {x}, {jordan});
         return get(x);
     };
     const Values first = single();
@@ -243,7 +338,7 @@ TEST_P(NewtonSchulzTest, MatricesAtAnyAddress) {
             const Values old = get(all);
             std::vector<Tensor> list;
             for (int64_t i = 0; i < 5; ++i) list.push_back(all.slice(i * each + 1, {m, n}));
-            check(inner, list, jordan);
+            check(inner, list, {jordan});
             const Values now = get(all);
             for (int64_t i = 0; i < 5; ++i) {
                 EXPECT_EQ(now[i * each], old[i * each]);
@@ -260,7 +355,7 @@ TEST_P(NewtonSchulzTest, LongLists) {
         const Tensor all = put_matrix(inner, {count, m, n}, random_values(count * m * n, 1));
         std::vector<Tensor> list;
         for (int64_t i = 0; i < count; ++i) list.push_back(all.slice(i * m * n, {m, n}));
-        check(inner, list, jordan);
+        check(inner, list, {jordan});
     }
 }
 
@@ -291,7 +386,7 @@ TEST_P(NewtonSchulzTest, ARecordedIterationRunsEachTime) {
     backend_->copy(x, put(DType::f32, {10, 18}, values));
     graph->launch();
     EXPECT_EQ(get(x), once);
-    expect_close(inner, {once}, {round_to(DType::f32, values)}, 10, 18, jordan, 1.0);
+    expect_close(inner, {once}, {round_to(DType::f32, values)}, 10, 18, {jordan, 1.0});
 }
 
 LMO_ON_ALL_BACKENDS(NewtonSchulzTest);

@@ -163,6 +163,10 @@ TEST_F(ConfigOptimizer, GroupErrors) {
                         "coefficients": [[1, 2]]}})")
                   .substr(0, 55),
               "preset.json: groups[0].norm.coefficients = [[1,2]]: exp");
+    EXPECT_EQ(group(R"({"match": {"role": "any"}, "norm": {"type": "spectral",
+        "coefficients": "you", "form": "gram", "inner": "bf16"}})"),
+              "preset.json: groups[0].norm.inner = \"bf16\": expected fp16, fp32 or auto, as "
+              "groups[0].norm.form is gram (bf16 is too coarse for it)");
     EXPECT_EQ(group(R"({"match": {"role": "any"}, "norm": {"type": "sign", "steps": 5}})"),
               "preset.json: groups[0].norm.steps = 5 is not used with groups[0].norm.type = "
               "\"sign\", only with \"spectral\"; remove it or set it to null");

@@ -115,6 +115,29 @@ TEST(NewtonSchulzSets, LastEntryRepeats) {
     EXPECT_LT(newton_schulz_set("polar-express", 8).steps[6].a, 1.86);
 }
 
+// The worst condition of Q for one restart before steps 1 to 4, by the published tuner,
+// and the restarts that follow from it.
+TEST(NewtonSchulzSets, RestartsOfTheGramForm) {
+    const auto expect_conditions = [](const std::vector<NewtonSchulzStep>& steps,
+                                      const std::array<double, 4>& published) {
+        for (int restart = 1; restart <= 4; ++restart) {
+            const double expected = published[static_cast<size_t>(restart - 1)];
+            EXPECT_NEAR(gram_condition(steps, {restart}), expected, 0.01 * expected) << restart;
+        }
+    };
+    const NewtonSchulzSet you = newton_schulz_set("you", 5),
+                          jordan = newton_schulz_set("jordan", 5);
+    expect_conditions(you.steps, {401, 53, 171, 2437});
+    expect_conditions(jordan.steps, {667, 74, 63, 455});
+    EXPECT_EQ(you.restarts, std::vector<int>{2});
+    EXPECT_EQ(jordan.restarts, std::vector<int>{3});
+    EXPECT_EQ(newton_schulz_set("polar-express", 5).restarts, (std::vector<int>{1, 2}));
+    EXPECT_EQ(gram_restarts({{1.5, -0.5, 0.0}}), std::vector<int>{});
+    EXPECT_EQ(gram_restarts({}), std::vector<int>{});
+    // Too many steps to search: every second one.
+    EXPECT_EQ(gram_restarts(newton_schulz_set("jordan", 40).steps).size(), 19u);
+}
+
 TEST(NewtonSchulzSets, Mistakes) {
     try {
         newton_schulz_set("jordon", 5);
