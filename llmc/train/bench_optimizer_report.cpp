@@ -84,6 +84,7 @@ void OptimizerReport::add(const SetRow& row, DType inner) {
     ordered_json line{{"what", "newton_schulz." + row.set},
                       {"shape", row.shape},
                       {"dtype", to_string(inner)},
+                      {"form", row.form == NewtonSchulzForm::gram ? "gram" : "standard"},
                       {"steps", kSetSteps}};
     if (row.error.empty()) {
         add_times(line, row.time.timing);
@@ -151,7 +152,8 @@ void OptimizerReport::print_sets() const {
                 "coefficients", "shape", "ms", "TFLOP/s", "done", "matmul", "max", "rms", "", "",
                 "", "", "TFLOP/s", "share", "|s-1|", "s-1");
     for (const SetRow& row : sets_) {
-        std::printf("%-14s %-15s ", row.set.c_str(), row.shape.c_str());
+        const bool gram = row.form == NewtonSchulzForm::gram;
+        std::printf("%-14s %-15s ", gram ? "  gram form" : row.set.c_str(), row.shape.c_str());
         if (!row.error.empty()) {
             std::printf("failed: %s\n", printable(row.error).c_str());
             continue;

@@ -21,6 +21,7 @@ struct PresetRow {
 
 struct SetRow {
     std::string set, shape, error;
+    NewtonSchulzForm form = NewtonSchulzForm::standard;
     NewtonSchulzTime time{};
     double share = 0;  // of what was executed
 };

@@ -190,16 +190,30 @@ class OptimizerBench {
     }
 
     struct SetCase {
-        std::string name, set;
+        std::string name;
+        NewtonSchulzSet set;
         MatrixBatch batch;
     };
+
+    // Both forms, the gram form where it can pay.
+    static void add_set_cases(std::vector<SetCase>& cases, const std::string& name,
+                              const MatrixBatch& batch) {
+        constexpr double kFarFromSquare = 1.5;
+        const auto [s, l] = std::minmax({batch.shape[0], batch.shape[1]});
+        NewtonSchulzSet set = newton_schulz_set(name, kSetSteps);
+        set.form = NewtonSchulzForm::standard;
+        cases.push_back({name, set, batch});
+        if (static_cast<double>(l) < kFarFromSquare * static_cast<double>(s)) return;
+        set.form = NewtonSchulzForm::gram;
+        cases.push_back({name, set, batch});
+    }
 
     void measure_sets(const std::vector<MatrixBatch>& batches, bool gpu) {
         std::vector<SetCase> cases;
         for (const std::string& set : sets_) {
             for (MatrixBatch batch : batches) {
                 if (!gpu) batch.count = std::min(batch.count, kCpuMatrices);
-                cases.push_back({"newton_schulz." + set, set, batch});
+                add_set_cases(cases, set, batch);
             }
         }
         if (cases.empty()) return;
@@ -209,12 +223,12 @@ class OptimizerBench {
         measure_all(cases, inner_, [&](const SetCase& one) {
             const Shape& s = one.batch.shape;
             SetRow row;
-            row.set = one.set;
+            row.set = one.name;
+            row.form = one.set.form;
             row.shape = joined(one.batch.count, s[0], s[1]);
             try {
                 row.time =
-                    measure_newton_schulz(backend_, host, newton_schulz_set(one.set, kSetSteps),
-                                          one.batch, options_.steps);
+                    measure_newton_schulz(backend_, host, one.set, one.batch, options_.steps);
                 row.share = row.time.executed / row.time.timing.seconds / gemm_rate_;
             } catch (const Error& error) {
                 row.error = error.what();

@@ -252,11 +252,15 @@ class BenchOptimizerTest(CliTest):
 
     def test_orthogonality_and_operations(self):
         lines = self.lines('--shapes', '160x300x3,300x160', '--only', 'newton_schulz.you')[2:]
-        self.assertEqual([line['shape'] for line in lines], ['2x160x300', '1x300x160'])  # a CPU takes two
-        for line, count in zip(lines, (2, 1)):
-            plain, block = 5 * (4 * 160 * 160 * 300 + 2 * 160 ** 3), 128 * 128 + 32 * 160
-            executed = 5 * 2 * (block * 300 + block * 160 + 160 * 160 * 300)
-            self.assertEqual((line['flops'], line['flops_executed']), (count * plain, count * executed))
+        self.assertEqual([(line['shape'], line['form']) for line in lines],  # a CPU takes two
+                         [(shape, form) for shape in ('2x160x300', '1x300x160') for form in ('standard', 'gram')])
+        plain, block = 5 * (4 * 160 * 160 * 300 + 2 * 160 ** 3), 128 * 128 + 32 * 160
+        executed = {'standard': 5 * 2 * (block * 300 + block * 160 + 160 * 160 * 300),
+                    # one restart: two Gram matrices, two products with them, and 3 squares behind each other step
+                    'gram': 2 * (2 * block * 300 + 5 * block * 160 + 2 * 160 * 160 * 300 + 3 * 3 * 160 ** 3)}
+        for line in lines:
+            count = int(line['shape'][0])
+            self.assertEqual((line['flops'], line['flops_executed']), (count * plain, count * executed[line['form']]))
             self.assertEqual(line['input'], 'normal')
             # Singular values of a normal 160 x 300 matrix are far from 0: within the polynomials' bounds.
             self.assertLess(line['orthogonality_max'], 0.04)
