@@ -135,8 +135,8 @@ check: deps-check
 # The emulated programs need the headers of a CUDA toolkit; the last one needs nvcc, and a GPU to run.
 tests: $(BUILD)/unit_tests $(if $(CUDA_HEADERS),$(addprefix $(BUILD)/emulated/plain/,cuda_tests emulator_tests train_gpt))
 long-tests: $(BUILD)/faults.so $(if $(CUDA_HEADERS),$(foreach v,race asan,$(addprefix $(BUILD)/emulated/$v/,cuda_tests emulator_tests)) \
-              $(addprefix $(BUILD)/emulated/,plain/conformance race/conformance)) \
-            $(if $(NVCC),$(addprefix $(BUILD)/cuda/,cuda_tests conformance) $(CUDA_KERNELS:%.cu=$(BUILD)/cuda/%.ptx))
+              $(addprefix $(BUILD)/emulated/,plain/conformance race/conformance plain/newton_schulz_bench)) \
+            $(if $(NVCC),$(addprefix $(BUILD)/cuda/,cuda_tests conformance newton_schulz_bench) $(CUDA_KERNELS:%.cu=$(BUILD)/cuda/%.ptx))
 
 # ---- fuzzers: clang's libFuzzer, over the readers of files -------------------------------------------
 FUZZ_CXX     ?= clang++
@@ -277,6 +277,14 @@ $(BUILD)/cuda/cuda_tests: $(CUDA_KERNELS:%.cu=$(BUILD)/cuda/%.o) $(CUDA_TEST_OBJ
 	@echo 'link  $@'
 	$(Q)$(CXX) $(CXXFLAGS) $^ -lgtest -lgtest_main -pthread $(CUDA_LIBS) -o $@
 
+# Newton-Schulz kernel by kernel (dev/bench/newton_schulz.cpp).
+NEWTON_SCHULZ_BENCH := $(BUILD)/dev/bench/newton_schulz.o
+$(NEWTON_SCHULZ_BENCH): CXXFLAGS += -isystem $(CUDA_HOME)/include
+$(BUILD)/cuda/newton_schulz_bench: $(NEWTON_SCHULZ_BENCH) $(OBJECTS) $(CUDA_KERNELS:%.cu=$(BUILD)/cuda/%.o) \
+        $(CUDA_HOST:%.cpp=$(BUILD)/%.o) $(CUDA_LIBRARY)
+	@echo 'link  $@'
+	$(Q)$(CXX) $(CXXFLAGS) $^ $(LDLIBS) $(CUDA_LIBS) -o $@
+
 # Instructions beside the emulator's. Those of Hopper exist for sm_90a alone.
 CONFORMANCE := $(wildcard dev/conformance/*.cu)
 $(BUILD)/cuda/dev/conformance/hopper%.o: GENCODE := -gencode arch=compute_90a,code=sm_90a
@@ -318,6 +326,10 @@ $(BUILD)/emulated/$(1)/train_gpt: $$(CUDA_KERNELS:%.cu=$(BUILD)/emulated/$(1)/%.
         $$(EMULATOR_CODE:%.cpp=$(BUILD)/emulated/$(1)/%.o) $(BUILD)/train_gpt.o $$(OBJECTS)
 	@echo 'link  $$@'
 	$$(Q)$$(CXX) -rdynamic $$(EMULATE_LINK_$(1)) $$^ $$(LDLIBS) -ldl -o $$@
+$(BUILD)/emulated/$(1)/newton_schulz_bench: $$(CUDA_KERNELS:%.cu=$(BUILD)/emulated/$(1)/%.o) \
+        $$(CUDA_HOST:%.cpp=$(BUILD)/%.o) $$(EMULATOR_CODE:%.cpp=$(BUILD)/emulated/$(1)/%.o) $$(NEWTON_SCHULZ_BENCH) $$(OBJECTS)
+	@echo 'link  $$@'
+	$$(Q)$$(CXX) -rdynamic $$(EMULATE_LINK_$(1)) $$^ $$(LDLIBS) -ldl -o $$@
 $(BUILD)/emulated/$(1)/emulator_tests: $$(EMULATOR_TESTS:%.cu=$(BUILD)/emulated/$(1)/%.o) $$(CORE_OBJECTS) \
         $$(EMULATOR_CODE:%.cpp=$(BUILD)/emulated/$(1)/%.o)
 	@echo 'link  $$@'
@@ -336,4 +348,4 @@ clean:
 
 -include $(OBJECTS:.o=.d) $(TEST_OBJECTS:.o=.d) $(BUILD)/train_gpt.d $(wildcard $(BUILD)/*/precompiled.h.gch.d) \
          $(CUDA_KERNELS:%.cu=$(BUILD)/cuda/%.d) $(CUDA_KERNELS:%.cu=$(BUILD)/cuda/%.ptx.d) $(CUDA_HOST:%.cpp=$(BUILD)/%.d) $(CUDA_LIBRARY:.o=.d) \
-         $(CUDA_TESTS:%.cpp=$(BUILD)/%.d) $(BUILD)/tests/emulator/production_sizes.d
+         $(CUDA_TESTS:%.cpp=$(BUILD)/%.d) $(BUILD)/tests/emulator/production_sizes.d $(NEWTON_SCHULZ_BENCH:.o=.d)

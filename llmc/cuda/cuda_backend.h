@@ -88,8 +88,11 @@ class CudaBackend : public Backend {
     void qk_clip(const QkClip& op) override;
     void apply(const Apply& op) override;
 
+    // For programs that launch kernels themselves.
+    int capability() const { return 10 * device_.major + device_.minor; }  // 90: 9.0
+    cudaStream_t stream() const { return stream_; }
+
   private:
-    int capability() const { return 10 * device_.major + device_.minor; }
     // Converts element by element (cast.cu).
     void convert(const Tensor& to, const Tensor& from);
 

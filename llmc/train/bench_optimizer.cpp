@@ -47,14 +47,6 @@ MatrixBatch parse_shape(const std::string& text) {
     return {{extents[0], extents[1]}, extents[2]};
 }
 
-std::vector<float> normal_values(int64_t count) {
-    std::vector<float> values(static_cast<size_t>(count));
-    for (size_t i = 0; i < values.size(); ++i) {
-        values[i] = static_cast<float>(random_normal(3, 0, i));
-    }
-    return values;
-}
-
 double launch(Backend& backend, Graph& graph) {
     const Timer timer;
     graph.launch();
@@ -116,6 +108,14 @@ OptimizerConfig preset_optimizer(const std::string& preset) {
                 {"optimizer", {{"preset", preset}, {"lr", kRate}, {"weight_decay", kWeightDecay}}}},
                "--preset", ConfigUse::schedule)
         .optimizer;
+}
+
+std::vector<float> normal_values(int64_t count) {
+    std::vector<float> values(static_cast<size_t>(count));
+    for (size_t i = 0; i < values.size(); ++i) {
+        values[i] = static_cast<float>(random_normal(3, 0, i));
+    }
+    return values;
 }
 
 Timing timing_of(std::vector<double> seconds) {

@@ -22,6 +22,9 @@ ParameterList matrix_parameters(const std::vector<MatrixBatch>& shapes);
 // decay and clipping. Throws UsageError.
 OptimizerConfig preset_optimizer(const std::string& preset);
 
+// Normally distributed, the same in every run.
+std::vector<float> normal_values(int64_t count);
+
 // Median, least and most of some times.
 Timing timing_of(std::vector<double> seconds);
 
