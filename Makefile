@@ -261,6 +261,11 @@ CUDA_TEST_OBJECTS := $(CUDA_TESTS:%.cpp=$(BUILD)/%.o) $(CUDA_HOST:%.cpp=$(BUILD)
 
 $(addprefix $(BUILD)/,llmc/cuda/%.o tests/cuda/%.o tests/emulator/%.o): CXXFLAGS += -isystem $(CUDA_HOME)/include
 
+# Hopper's instructions exist for sm_90a alone, whatever else is asked for.
+PTX_ARCH := compute_80
+$(BUILD)/cuda/llmc/cuda/%_hopper.o: override GENCODE := -gencode arch=compute_90a,code=sm_90a
+$(BUILD)/cuda/llmc/cuda/%_hopper.ptx: PTX_ARCH := compute_90a
+
 # nvcc prints registers and spills of every kernel; tests/check_kernels.py reads them.
 $(BUILD)/cuda/%.o: %.cu
 	@echo 'nvcc  $<'
@@ -271,7 +276,7 @@ $(BUILD)/cuda/%.o: %.cu
 $(BUILD)/cuda/%.ptx: %.cu
 	@echo 'ptx   $<'
 	@mkdir -p $(@D)
-	$(Q)$(NVCC) -std=c++20 -O3 -I. -arch=compute_80 -MMD -MP -MF $@.d -ptx $< -o $@
+	$(Q)$(NVCC) -std=c++20 -O3 -I. -arch=$(PTX_ARCH) -MMD -MP -MF $@.d -ptx $< -o $@
 
 $(BUILD)/cuda/cuda_tests: $(CUDA_KERNELS:%.cu=$(BUILD)/cuda/%.o) $(CUDA_TEST_OBJECTS) $(CUDA_LIBRARY)
 	@echo 'link  $@'

@@ -210,8 +210,8 @@ def ptxas_reports(build):
 
 
 WIDE = r'\.(?:v4\.[busf]32|v2\.[busf]64|v8\.[busf]16|b128)'
-WIDE_LOAD = re.compile(r'\bld(?:\.[\w:]+)*?' + WIDE + r'|\bcp\.async\.cg\.shared\.global|\bcp\.async\.bulk')
-WIDE_STORE = re.compile(r'\bst(?:\.[\w:]+)*?' + WIDE + r'|\bcp\.async\.bulk')
+WIDE_LOAD = re.compile(r'\bld(?:\.[\w:]+)*?' + WIDE + r'|\bcp\.async\.cg\.shared\.global|\bcp\.async\.bulk\.tensor\.\dd\.shared')
+WIDE_STORE = re.compile(r'\bst(?:\.[\w:]+)*?' + WIDE + r'|\bcp\.async\.bulk\.tensor\.\dd\.global')
 OTHER_SPACE = re.compile(r'\b(?:ld|st)\.(?:param|shared|const|local)')
 TENSOR_CORES = re.compile(r'\b(?:mma\.sync|wgmma\.mma_async)')
 LOCAL_MEMORY = 'local memory'
@@ -239,7 +239,8 @@ def ptx_reports(build):
     """{'FILE KERNEL': facts}"""
     found = []
     for path in sorted((pathlib.Path(build) / 'cuda' / 'llmc' / 'cuda').glob('*.ptx')):
-        for match in re.finditer(r'\.entry (\w+)\(.*?\n\{\n(.*?)\n\}', path.read_text(), re.DOTALL):
+        # Up to the next function: assembler in the source has braces of its own.
+        for match in re.finditer(r'\.entry (\w+)\((.*?)(?=\.entry |\.func |\Z)', path.read_text(), re.DOTALL):
             found.append((path.stem, match.group(1), ptx_facts(match.group(2))))
     names = demangle({kernel for _, kernel, _ in found})
     return {f'{stem}.cu {names[kernel]}': facts for stem, kernel, facts in found}

@@ -21,6 +21,7 @@
 // more for C where the caches do not have it; tiles are read 396 MB from the caches.
 #include "llmc/cuda/symmetric.h"
 
+#include "llmc/cuda/symmetric.cuh"
 #include "llmc/cuda/tile.cuh"
 
 namespace lmo::cuda {
@@ -49,18 +50,6 @@ struct Arguments {
     int n, k, triangle;  // triangle: tiles of a matrix
     float alpha, beta, diagonal;
 };
-
-struct TilePosition {
-    int row, column;  // of the tile, not of its elements
-};
-
-// Tiles of the lower triangle, row by row.
-__device__ __forceinline__ TilePosition lower_tile(int index) {
-    int row = static_cast<int>((sqrtf(8.0f * index + 1.0f) - 1.0f) * 0.5f);  // or one beside it
-    while ((row + 1) * (row + 2) / 2 <= index) ++row;
-    while (row * (row + 1) / 2 > index) --row;
-    return {row, index - row * (row + 1) / 2};
-}
 
 // A result tile spread over stages: part p of it in stage (first + p) % kStages.
 template <int Side, typename T>

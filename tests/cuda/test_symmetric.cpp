@@ -80,7 +80,8 @@ struct Variant {
 
 void PrintTo(const Variant& variant, std::ostream* out) { *out << variant.name; }
 
-const Variant kVariants[] = {{"mma", symmetric_gemm_mma, false}};
+const Variant kVariants[] = {{"mma", symmetric_gemm_mma, false},
+                             {"hopper", symmetric_gemm_hopper, true}};
 
 class SymmetricTest : public ::testing::TestWithParam<std::tuple<Variant, DType>> {
   protected:
@@ -281,6 +282,17 @@ TEST_P(SymmetricTest, BatchOfAnySize) {
             alone.insert(alone.end(), d.begin(), d.end());
         }
         EXPECT_EQ(run(sizes, with, a, a, c), alone);
+    }
+}
+
+// Blocks that compute many tiles, some of them of other matrices than before.
+TEST_P(SymmetricTest, MoreTilesThanFit) {
+    const bool emulated = emulator::settings != nullptr;  // has few multiprocessors
+    for (const int64_t k : {8, 328}) {
+        const Sizes sizes{136, k, emulated ? 6 : 300};
+        const Bits a = random_bits(sizes.factor(), 1), c = random_bits(sizes.result(), 2);
+        check_run(sizes, {}, a, a);
+        check_run(sizes, {0.5f, 2.0f, -1.0f}, a, a, c);
     }
 }
 

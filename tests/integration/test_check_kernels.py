@@ -106,6 +106,18 @@ class CheckKernelsTest(unittest.TestCase):
         expect(set(), 'ld.shared.v4.u32 {%r1}, [%r2];', 'st.global.v2.u32 [%rd1], {%r2};', 'ld.param.v4.u32 {}, [];')
         expect({'tensor cores'}, 'mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {};')
         expect({'local memory'}, 'st.local.u32 [%r1], %r2;')
+        expect({'tensor cores'}, 'wgmma.mma_async.sync.aligned.m64n128k16.f32.f16.f16 {};')
+        expect({'wide loads'}, 'cp.async.bulk.tensor.3d.shared::cluster.global.mbarrier::complete_tx::bytes [], [];')
+        expect({'wide stores'}, 'cp.async.bulk.tensor.3d.global.shared::cta.bulk_group [], [];')
+
+    def test_ptx_of_kernels(self):
+        # Braces of assembler in the source do not end a kernel.
+        path = self.folder / 'cuda' / 'llmc' / 'cuda' / 'x.ptx'
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text('.visible .entry a_kernel(\n.param .u64 p\n)\n{\n{\n.reg .pred done;\n}\n'
+                        'st.global.v4.u32 [%rd1], {%r1};\n}\n.visible .entry b_kernel()\n{\nret;\n}\n')
+        self.assertEqual(check_kernels.ptx_reports(self.folder),
+                         {'x.cu a_kernel': {'wide stores'}, 'x.cu b_kernel': set()})
 
     def test_names(self):
         internal = 'void lmo::cuda::(anonymous namespace)::'

@@ -2,8 +2,8 @@
 the emulator's race build have to fail.
 
 All mutants of all kernels are compiled into one program: where the source says `old`, the mutated copy says `old` or
-`new`, by the number in the environment (LMO_MUTANT). Every barrier is left out in turn and every wait for asynchronous
-copies waits for one group less, without being listed; the rest is in MUTANTS. With number 0 the tests have to pass.
+`new`, by the number in the environment (LMO_MUTANT). Every barrier and every wait of Hopper's kind is left out in turn
+and every wait for cp.async waits for one group less, without being listed; the rest is in MUTANTS. With number 0 the tests have to pass.
 LMO_SHOW_MUTANTS=1 prints what was found for each; LMO_MUTATE=PATTERN takes only files whose name the pattern matches.
 """
 import concurrent.futures
@@ -49,6 +49,8 @@ TESTS = {
     'sums.cuh': '*/ReductionsTest.*:*/StepsTest.Dot*:*/LinesTest.*',
     'swiglu.cu': '*/SwigluTest.*',
     'symmetric.cu': 'SymmetricTest.*/mma_*',
+    'symmetric.cuh': 'SymmetricTest.*',
+    'symmetric_hopper.cu': 'SymmetricTest.*/hopper_*',
     'tensor_table.cuh': '*/OptimizerOpsTest.*:*/OptimizerListTest.*',
     'tile.cuh': '*/AttentionTest.*',
 }
@@ -193,6 +195,28 @@ MUTANTS = [
      'else if (@first_row + column < n@true@) {'),
     ('symmetric.cu', 'waits for one step less', '@cp_async_wait<kStages - 2>();@cp_async_wait<kStages - 1>();@'),
     ('symmetric.cu', 'mirror image in the place of the tile', 'mirror{stages, @steps + Shape::kParts@steps@};'),
+    ('symmetric.cuh', 'tiles of the row above', 'return {row, @index - row * (row + 1) / 2@index - row * (row - 1) / 2@};'),
+    ('symmetric_hopper.cu', 'parity of another stage', 'parity ^= @next / kStages & 1@next / (kStages + 1) & 1@;'),
+    ('symmetric_hopper.cu', 'rows of B from A', 'step * kDepth, @at.column@at.row@, at.matrix, full);'),
+    ('symmetric_hopper.cu', 'both halves of C alike', 'at.column + @side * kDepth@0@, at.row'),
+    ('symmetric_hopper.cu', 'C for the other warpgroup', 'const int consumer = @turn % kConsumers@(turn + 1) % kConsumers@; uint64_t'),
+    ('symmetric_hopper.cu', 'sums of the tile before', 'const bool add = @step > 0 || k > 0@true@;'),
+    ('symmetric_hopper.cu', 'upper half of A twice', 'a + @kNextHalf@0@ + k * kNextK'),
+    ('symmetric_hopper.cu', 'stages are never free again', '@if (first_thread) barrier_arrive(&shared.empty[before]);@@'),
+    ('symmetric_hopper.cu', 'the other warpgroup may not begin',
+     '@if (first_thread) barrier_arrive(&shared.begins[(consumer + 1) % kConsumers]);@@'),
+    ('symmetric_hopper.cu', 'sums used too early', '@wgmma_wait<0>(sums[0]); wgmma_wait<0>(sums[1]);@@'),
+    ('symmetric_hopper.cu', 'no beta', 'float x1 = fmaf(@p.beta@1.0f@, to_float(old[1])'),
+    ('symmetric_hopper.cu', 'diagonal of the wrong rows', 'diagonal && right == 0, diagonal && right == @-1@1@'),
+    ('symmetric_hopper.cu', 'the upper triangle wins', 'keep = @right > 0@right < 0@ ? 0'),
+    ('symmetric_hopper.cu', 'elements of the diagonal mirrored in pairs', 'right == 0 ? @0xffffu@0xffffffffu@'),
+    ('symmetric_hopper.cu', 'diagonal blocks not mirrored', 'if (@block < block_row@block <= block_row@) continue;'),
+    ('symmetric_hopper.cu', 'not mirrored on the diagonal', '@if (on_diagonal) mirror_in_place(packed, result);@@'),
+    ('symmetric_hopper.cu', 'mirror image in the place of the tile',
+     '@result.store(d_map, at.matrix, at.column, at.row);@result.store(d_map, at.matrix, at.row, at.column);@'),
+    ('symmetric_hopper.cu', 'the result tile is never free again',
+     '@if (threadIdx.x % kGroup == 0) barrier_arrive(&shared.free[consumer]);@@'),
+    ('symmetric_hopper.cu', 'stages of the other warpgroup', 'ring.advance(@consumer * p.steps@p.steps@);'),
     ('tensor_table.cuh', 'last block past the end', '@rest < kUpdateChunk@false@ ? rest'),
     ('tensor_table.cuh', 'misaligned vectors', '@Lists::template Values<N>::aligned(data)@true@ ? count / N * N'),
     ('tensor_table.cuh', 'elements updated twice', 'update_range<1, Op>(coefficients, data, @together@0@, count)'),
@@ -201,7 +225,9 @@ MUTANTS = [
     ('tile.cuh', 'chunks permuted differently', '(lane & 7) + (lane >> 4) * 8, @lane >> 3 & 1@lane >> 4@)'),
 ]
 
-SYNCHRONISATION = re.compile(r'^ *(__sync(?:threads|warp)\(\);|cp_async_wait<(\d+)>\(\);)', re.MULTILINE)
+SYNCHRONISATION = re.compile(r'^ *(__sync(?:threads|warp)\(\);|cp_async_wait<(\d+)>\(\);|barrier_wait\([^;]*\);'
+                             r'|(?:result\.)?meet\(\);|wgmma_wait<\d+>\(\);|tma_store_wait_read<\d+>\(\);)',
+                             re.MULTILINE)
 
 
 def pattern_of(text):
@@ -237,7 +263,7 @@ def mutants_of(file, source, stale):
     for match in SYNCHRONISATION.finditer(source):
         line = source.count('\n', 0, match.start()) + 1
         new = f'cp_async_wait<{int(match.group(2)) + 1}>();' if match.group(2) else ''
-        call = match.group(1)[:-1]
+        call = ' '.join(match.group(1)[:-1].split())
         what = f'line {line}, {call} waits for one group less' if new else f'line {line}, without {call}'
         found.append(Mutant(file, what, match.span(1), new))
     return sorted(found, key=lambda mutant: mutant.span)
