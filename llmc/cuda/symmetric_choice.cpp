@@ -19,7 +19,10 @@ constexpr Row kTable[] = {
     {80, 1 << 20, 256, SymmetricKernel::mma},
 };
 
-constexpr int64_t kTile = 128;  // of both kernels
+// Sides of tiles: symmetric.cu cuts small matrices finer.
+int64_t tile_of(SymmetricKernel kernel, int64_t n) {
+    return kernel == SymmetricKernel::mma && n <= 256 ? 64 : 128;
+}
 
 }  // namespace
 
@@ -37,8 +40,8 @@ SymmetricKernel choose_symmetric_kernel(int capability, DType type, int64_t n) {
 double executed_flops(SymmetricKernel kernel, int64_t n, int64_t k, int64_t batch) {
     const double sums = static_cast<double>(k) * static_cast<double>(batch) * 2.0;
     if (kernel == SymmetricKernel::blas) return static_cast<double>(n * n) * sums;
-    const int64_t side = (n + kTile - 1) / kTile, tiles = side * (side + 1) / 2;
-    return static_cast<double>(tiles * kTile * kTile) * sums;
+    const int64_t tile = tile_of(kernel, n), side = (n + tile - 1) / tile;
+    return static_cast<double>(side * (side + 1) / 2 * tile * tile) * sums;
 }
 
 }  // namespace lmo::cuda
