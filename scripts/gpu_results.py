@@ -28,11 +28,12 @@ TARGETS = [
     (r'kernel\.symmetric_product', r'^\d+x4096x', (620, 720, 750)),
 ]
 # Shares of the copy rate of the same run.
-SHARE_TARGETS = [(r'kernel\.(momentum|adam|sign|apply)$', '', (0.85, 0.90, 0.94))]
+SHARE_TARGETS = [(r'kernel\.(momentum|adam|sign|apply|fused_update\.\w+)$', '', (0.85, 0.90, 0.94))]
 # GEMMs by their inner extent (a shape is m x n x k): measured by others on cards of this kind.
 PREDICTIONS = [
     (r'ceiling\.copy', '', 4300),
     (r'ceiling\.gemm', '', 790),
+    (r'kernel\.fused_update\.', '', 3870),  # 0.9 of the copy
     (r'kernel\.gemm\..*\.wgrad', '', 675),
     (r'kernel\.gemm\.', r'x768 n.$', 660),
     (r'kernel\.gemm\.', r'x(1[0-9]{3}|2[0-9]{3}) n.$', 764),

@@ -64,13 +64,13 @@ double sum(DType type, const void* x, int64_t begin, int64_t end) {
     return total;
 }
 
-double sum_of_squares(DType type, const void* x, int64_t begin, int64_t end) {
-    double total = 0;
+void add_squares(DType type, const void* x, int64_t begin, int64_t end, double* lane_sums) {
     with_type(type, [&](auto tag) {
         auto* in = static_cast<const decltype(tag)*>(x);
         // One stream of reads waits for memory unless it is asked for ahead.
-        constexpr int64_t lanes = 32, ahead = 2048;
-        double parts[lanes] = {};
+        constexpr int64_t lanes = square_lanes, ahead = 2048;
+        double parts[lanes];
+        for (int64_t j = 0; j < lanes; ++j) parts[j] = lane_sums[j];
         int64_t i = begin;
         for (; i + lanes <= end; i += lanes) {
             for (int64_t j = 0; j < lanes; j += 64 / int64_t(sizeof(*in))) {
@@ -86,8 +86,14 @@ double sum_of_squares(DType type, const void* x, int64_t begin, int64_t end) {
             const double value = widen(in[i]);
             parts[0] += value * value;
         }
-        for (const double part : parts) total += part;
+        for (int64_t j = 0; j < lanes; ++j) lane_sums[j] = parts[j];
     });
+}
+
+double sum_of_squares(DType type, const void* x, int64_t begin, int64_t end) {
+    double lanes[square_lanes] = {}, total = 0;
+    add_squares(type, x, begin, end, lanes);
+    for (const double lane : lanes) total += lane;
     return total;
 }
 
@@ -118,27 +124,30 @@ void sign(DType type, void* x, int64_t begin, int64_t end) {
 
 template <typename T>
 void momentum_range(const MomentumRange& r, int64_t begin, int64_t end) {
+    const T* gradient = static_cast<const T*>(r.g);
+    const T* m = static_cast<const T*>(r.m);
     T* x = static_cast<T*>(r.x);
-    T* m = static_cast<T*>(r.m);
+    T* new_m = static_cast<T*>(r.new_m);
     const T factor = static_cast<T>(r.factor);
     const T u_m = static_cast<T>(r.u_m), u_g = static_cast<T>(r.u_g);
     const T m_m = static_cast<T>(r.m_m), m_g = static_cast<T>(r.m_g);
     if (!m) {
 #pragma omp simd
-        for (int64_t i = begin; i < end; ++i) x[i] = u_g * (factor * x[i]);
+        for (int64_t i = begin; i < end; ++i) x[i] = u_g * (factor * gradient[i]);
         return;
     }
 #pragma omp simd
     for (int64_t i = begin; i < end; ++i) {
-        const T g = factor * x[i];
+        const T g = factor * gradient[i];
         const T old = m[i];
         x[i] = u_m * old + u_g * g;
-        m[i] = m_m * old + m_g * g;
+        new_m[i] = m_m * old + m_g * g;
     }
 }
 
 template <typename T>
 void adam_range(const AdamRange& r, int64_t begin, int64_t end) {
+    const T* gradient = static_cast<const T*>(r.g);
     T* x = static_cast<T*>(r.x);
     T* m = static_cast<T*>(r.m);
     T* v = static_cast<T*>(r.v);
@@ -148,7 +157,7 @@ void adam_range(const AdamRange& r, int64_t begin, int64_t end) {
     const T m_scale = static_cast<T>(r.m_scale), v_scale = static_cast<T>(r.v_scale);
 #pragma omp simd
     for (int64_t i = begin; i < end; ++i) {
-        const T g = factor * x[i];
+        const T g = factor * gradient[i];
         const T first = beta1 * m[i] + rest1 * g;
         const T second = beta2 * v[i] + rest2 * (g * g);
         m[i] = first;
@@ -268,6 +277,7 @@ void add_element_kernels(Kernels& table) {
     table.zero_far = zero_far;
     table.sum = sum;
     table.sum_of_squares = sum_of_squares;
+    table.add_squares = add_squares;
     table.divide = divide;
     table.sign = sign;
     table.momentum = momentum;

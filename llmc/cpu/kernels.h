@@ -82,15 +82,19 @@ struct ClassifierRows {
     double gradient_scale;
 };
 
+// u = u_m m + u_g g to `x`, m_m m + m_g g to `new_m`. x may be g, and new_m be m; without m
+// u = u_g g.
 struct MomentumRange {
     DType type;
-    void *x, *m;  // m may be null
+    const void *g, *m;  // m may be null
+    void *x, *new_m;
     double factor, u_m, u_g, m_m, m_g;
 };
 
-// x = (m * m_scale) / (sqrt(v * v_scale) + eps): both variants of Adam.
+// x = (m * m_scale) / (sqrt(v * v_scale) + eps): both variants of Adam. x may be g.
 struct AdamRange {
     DType type;
+    const void* g;
     void *x, *m, *v;
     double factor, beta1, beta2, eps, m_scale, v_scale;
 };
@@ -108,6 +112,9 @@ struct ApplyRange {
     double pull;
 };
 
+// Parts of a long sum of squares: element i belongs to lane i mod square_lanes.
+constexpr int64_t square_lanes = 32;
+
 struct Kernels {
     const char* isa;  // for people
 
@@ -117,6 +124,9 @@ struct Kernels {
     void (*zero_far)(void* to, int64_t bytes);  // for more than the caches hold
     double (*sum)(DType type, const void* x, int64_t begin, int64_t end);
     double (*sum_of_squares)(DType type, const void* x, int64_t begin, int64_t end);
+    // lanes += squares; pieces of a sum of squares, all but the last of whole rounds of lanes, give
+    // its lanes.
+    void (*add_squares)(DType type, const void* x, int64_t begin, int64_t end, double* lanes);
     void (*divide)(DType type, void* to, const void* x, double divisor, int64_t begin, int64_t end);
     void (*sign)(DType type, void* x, int64_t begin, int64_t end);
     void (*momentum)(const MomentumRange&, int64_t begin, int64_t end);

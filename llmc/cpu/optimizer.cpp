@@ -2,6 +2,7 @@
 #include <cmath>
 
 #include "llmc/cpu/cpu_backend.h"
+#include "llmc/cpu/update_scalars.h"
 
 namespace lmo::cpu {
 
@@ -12,29 +13,20 @@ double factor_of(const Tensor& factor) { return factor.empty() ? 1.0 : *factor.a
 
 }  // namespace
 
-void CpuBackend::momentum(const Momentum& op) {
-    assert(op.momentum.empty() || op.momentum.size() == op.x.size());
+bool starts(const Momentum& op) { return !op.step.empty() && *op.step.as<double>() == 0; }
+
+MomentumRange scalars_of(const Momentum& op) {
     MomentumRange range{};
     range.factor = factor_of(op.factor);
-    const bool first = !op.step.empty() && *op.step.as<double>() == 0;  // m is g
+    const bool first = starts(op);  // m is g
     range.u_m = first ? 0.0 : op.u_m;
     range.u_g = first ? op.u_m + op.u_g : op.u_g;
     range.m_m = first ? 0.0 : op.m_m;
     range.m_g = first ? op.m_m + op.m_g : op.m_g;
-    if (first) {
-        for (const Tensor& m : op.momentum) zero(m);  // whatever is there, it does not count
-    }
-    parallel_lists(threads_, op.x, [&](size_t i, int64_t begin, int64_t end, int64_t) {
-        MomentumRange r = range;
-        r.type = op.x[i].dtype;
-        r.x = op.x[i].data;
-        r.m = op.momentum.empty() ? nullptr : op.momentum[i].data;
-        kernels_.momentum(r, begin, end);
-    });
+    return range;
 }
 
-void CpuBackend::adam(const Adam& op) {
-    assert(op.first.size() == op.x.size() && op.second.size() == op.x.size());
+AdamRange scalars_of(const Adam& op) {
     const double t = *op.step.as<double>() + 1;
     const double correction1 = 1 - std::pow(op.beta1, t), correction2 = 1 - std::pow(op.beta2, t);
     AdamRange range{};
@@ -44,10 +36,44 @@ void CpuBackend::adam(const Adam& op) {
     range.eps = op.eps;
     range.m_scale = (op.eps_inside ? std::sqrt(correction2) : 1.0) / correction1;
     range.v_scale = op.eps_inside ? 1.0 : 1.0 / correction2;
+    return range;
+}
+
+ApplyRange scalars_of(const Apply& op, size_t index) {
+    const double lr = op.lr_scale * *op.rate.as<double>();
+    const double size = op.size.empty() ? 1.0 : op.size.as<double>()[index];
+    ApplyRange range{};
+    range.type = op.weights[index].dtype;
+    range.copy_type = op.copies.empty() ? range.type : op.copies[index].dtype;
+    range.decay = lr * op.decay[index];
+    range.step = lr * op.radius[index] * size;
+    range.cautious = op.cautious;
+    range.pull = op.starts.empty() ? 0.0 : 1.0 / (*op.step.as<double>() + 2.0);
+    return range;
+}
+
+void CpuBackend::momentum(const Momentum& op) {
+    assert(op.momentum.empty() || op.momentum.size() == op.x.size());
+    if (starts(op)) {
+        for (const Tensor& m : op.momentum) zero(m);  // whatever is there, it does not count
+    }
+    const MomentumRange scalars = scalars_of(op);
     parallel_lists(threads_, op.x, [&](size_t i, int64_t begin, int64_t end, int64_t) {
-        AdamRange r = range;
+        MomentumRange r = scalars;
         r.type = op.x[i].dtype;
-        r.x = op.x[i].data;
+        r.g = r.x = op.x[i].data;
+        r.m = r.new_m = op.momentum.empty() ? nullptr : op.momentum[i].data;
+        kernels_.momentum(r, begin, end);
+    });
+}
+
+void CpuBackend::adam(const Adam& op) {
+    assert(op.first.size() == op.x.size() && op.second.size() == op.x.size());
+    const AdamRange scalars = scalars_of(op);
+    parallel_lists(threads_, op.x, [&](size_t i, int64_t begin, int64_t end, int64_t) {
+        AdamRange r = scalars;
+        r.type = op.x[i].dtype;
+        r.g = r.x = op.x[i].data;
         r.m = op.first[i].data;
         r.v = op.second[i].data;
         kernels_.adam(r, begin, end);
@@ -84,17 +110,14 @@ void CpuBackend::apply(const Apply& op) {
     assert(op.copies.empty() || op.copies.size() == op.weights.size());
     assert(op.size.empty() || op.size.count() == int64_t(op.weights.size()));
     assert(op.starts.empty() || op.starts.size() == op.weights.size());
-    const double lr = op.lr_scale * *op.rate.as<double>();
-    const double pull = op.starts.empty() ? 0.0 : 1.0 / (*op.step.as<double>() + 2.0);
     parallel_lists(threads_, op.weights, [&](size_t i, int64_t begin, int64_t end, int64_t) {
-        const Tensor& w = op.weights[i];
-        const Tensor copy = op.copies.empty() ? Tensor{nullptr, w.dtype, {}} : op.copies[i];
-        assert(copy.empty() || copy.count() == w.count());
-        const double size = op.size.empty() ? 1.0 : op.size.as<double>()[i];
-        const void* start = op.starts.empty() ? nullptr : op.starts[i].data;
-        kernels_.apply({w.dtype, copy.dtype, w.data, op.x[i].data, copy.data, lr * op.decay[i],
-                        lr * op.radius[i] * size, op.cautious, start, pull},
-                       begin, end);
+        assert(op.copies.empty() || op.copies[i].count() == op.weights[i].count());
+        ApplyRange r = scalars_of(op, i);
+        r.w = op.weights[i].data;
+        r.x = op.x[i].data;
+        r.copy = op.copies.empty() ? nullptr : op.copies[i].data;
+        r.start = op.starts.empty() ? nullptr : op.starts[i].data;
+        kernels_.apply(r, begin, end);
     });
 }
 

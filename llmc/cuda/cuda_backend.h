@@ -87,6 +87,8 @@ class CudaBackend : public Backend {
     void head_maxima(const HeadMaxima& op) override;
     void qk_clip(const QkClip& op) override;
     void apply(const Apply& op) override;
+    size_t workspace_bytes(const FusedUpdate& op) const override;
+    void fused_update(const FusedUpdate& op) override;
 
     // For programs that launch kernels themselves.
     int capability() const { return 10 * device_.major + device_.minor; }  // 90: 9.0

@@ -10,34 +10,15 @@
 // partial sums. One multiprocessor reads some 0.1 TB/s, so a checkpoint's look at all weights of a
 // large model takes fractions of a second.
 #include "llmc/cuda/cuda_backend.h"
-#include "llmc/cuda/sums.cuh"
-#include "llmc/cuda/tensor_table.cuh"
+#include "llmc/cuda/parts.cuh"
 
 namespace lmo::cuda {
 
 namespace {
 
-constexpr int kPartThreads = 256;
-constexpr int64_t kPartChunk = 16384;  // elements of a block
 constexpr int kSumThreads = 1024;
 
-using SquaresTable = TensorTable<TableEntry<1, NoScalars>>;
-using PairsTable = TensorTable<TableEntry<2, NoScalars>>;
-
 // ---- sums of squares and of products ------------------------------------------------------------
-
-// The chunk of a block.
-struct Part {
-    int index;  // of its entry
-    int64_t begin, count;
-};
-template <typename Table>
-__device__ __forceinline__ Part part_of(const Table& table) {
-    const int block = static_cast<int>(blockIdx.x), index = table.find(block);
-    const int64_t begin = (block - table.first_block[index]) * kPartChunk;
-    const int64_t rest = table.entries[index].count - begin;
-    return {index, begin, rest < kPartChunk ? rest : kPartChunk};
-}
 
 // parts[block] = the sum of a chunk's squares.
 __global__ void __launch_bounds__(kPartThreads)
@@ -102,13 +83,16 @@ __global__ void __launch_bounds__(kPartThreads)
     *factor = max_norm == 0 || ratio >= 1 ? 1.0 : ratio;  // NaN stays NaN
 }
 
-size_t parts_bytes(std::span<const Tensor> tensors) {
-    int64_t parts = 0;
-    for (const Tensor& tensor : tensors) parts += div_up(tensor.count(), kPartChunk);
-    return static_cast<size_t>(parts) * sizeof(double);
-}
-
 }  // namespace
+
+void add_parts(const SquaresTable& table, const double* parts, double* out, cudaStream_t stream) {
+    launch(LMO_KERNEL(add_parts_kernel<SquaresTable>), table.size, kPartThreads, 0, stream, table,
+           parts, out);
+}
+void add_parts(const PairsTable& table, const double* parts, double* out, cudaStream_t stream) {
+    launch(LMO_KERNEL(add_parts_kernel<PairsTable>), table.size, kPartThreads, 0, stream, table,
+           parts, out);
+}
 
 void CudaBackend::sum(const Sum& op) {
     assert(op.out.dtype == DType::f64 && op.out.count() == 1);
@@ -141,8 +125,7 @@ void CudaBackend::sum_of_squares(const SumOfSquares& op) {
         [&](const SquaresTable& table, size_t first) {
             launch(LMO_KERNEL(squares_kernel), table.blocks, kPartThreads, 0, stream_, table,
                    parts);
-            launch(LMO_KERNEL(add_parts_kernel<SquaresTable>), table.size, kPartThreads, 0, stream_,
-                   table, parts, op.out.as<double>() + first);
+            add_parts(table, parts, op.out.as<double>() + first, stream_);
         });
 }
 
@@ -162,8 +145,7 @@ void CudaBackend::dot_products(const DotProducts& op) {
         },
         [&](const PairsTable& table, size_t first) {
             launch(LMO_KERNEL(dots_kernel), table.blocks, kPartThreads, 0, stream_, table, parts);
-            launch(LMO_KERNEL(add_parts_kernel<PairsTable>), table.size, kPartThreads, 0, stream_,
-                   table, parts, op.out.as<double>() + first);
+            add_parts(table, parts, op.out.as<double>() + first, stream_);
         });
 }
 

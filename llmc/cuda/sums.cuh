@@ -50,10 +50,10 @@ __device__ __forceinline__ double thread_sum(const T* x, int64_t count, int thre
     return sums[0];
 }
 
-// The same for sum(x[i] * y[i]); products of floats are exact in double.
-template <int Threads>
-__device__ __forceinline__ double thread_dot(const float* x, const float* y, int64_t count,
-                                             int thread) {
+// The same for sum(f(x[i], y[i])): in the order of thread_sum over the values of f.
+template <int Threads, typename F>
+__device__ __forceinline__ double thread_sum_of_pairs(const float* x, const float* y, int64_t count,
+                                                      int thread, F add) {
     constexpr int N = kWidth<float>, kStride = Threads * N, kPairs = 2;
     const bool x_aligned = reinterpret_cast<uintptr_t>(x) % 16 == 0;
     const bool y_aligned = reinterpret_cast<uintptr_t>(y) % 16 == 0;
@@ -72,12 +72,12 @@ __device__ __forceinline__ double thread_dot(const float* x, const float* y, int
             if (at + v * kStride >= whole) break;
 #pragma unroll
             for (int k = 0; k < N; ++k) {
-                sums[k] = fma(to_double(left[v][k]), to_double(right[v][k]), sums[k]);
+                sums[k] = add(sums[k], left[v][k], right[v][k]);
             }
         }
     }
     if (thread < count - whole) {
-        sums[0] = fma(to_double(x[whole + thread]), to_double(y[whole + thread]), sums[0]);
+        sums[0] = add(sums[0], x[whole + thread], y[whole + thread]);
     }
 #pragma unroll
     for (int k = 1; k < N; ++k) sums[0] += sums[k];
@@ -86,5 +86,15 @@ __device__ __forceinline__ double thread_dot(const float* x, const float* y, int
 
 __device__ __forceinline__ double plus(double sum, double x) { return sum + x; }
 __device__ __forceinline__ double plus_square(double sum, double x) { return fma(x, x, sum); }
+// Products of floats are exact in double.
+__device__ __forceinline__ double plus_product(double sum, float x, float y) {
+    return fma(to_double(x), to_double(y), sum);
+}
+
+template <int Threads>
+__device__ __forceinline__ double thread_dot(const float* x, const float* y, int64_t count,
+                                             int thread) {
+    return thread_sum_of_pairs<Threads>(x, y, count, thread, plus_product);
+}
 
 }  // namespace lmo::cuda

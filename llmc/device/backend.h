@@ -25,6 +25,7 @@
 #include <memory>
 #include <span>
 #include <string>
+#include <variant>
 
 #include "llmc/core/tensor.h"
 
@@ -311,6 +312,28 @@ struct Apply {
     Tensor step = {};
 };
 
+// Momentum or Adam, then a direction, then Apply in one pass, to the bits of one after another: but
+// the gradients, the x of `momentum`, are only read, and the directions are written nowhere.
+//   identity   x                 sign   as Sign
+//   frobenius  as FrobeniusNormalize with `eps`, behind a Momentum alone; the sums of squares take
+//              a pass before, which reads gradients and momentum
+// `apply` is without x, size and starts.
+struct FusedDirection {
+    enum class Type { identity, sign, frobenius };
+    Type type = Type::identity;
+    double eps = 0.0;
+};
+struct FusedUpdate {
+    std::variant<Momentum, Adam> momentum;
+    FusedDirection direction;
+    Apply apply;
+    Tensor workspace = {};
+
+    std::span<const Tensor> gradients() const {
+        return std::visit([](const auto& op) { return op.x; }, momentum);
+    }
+};
+
 // out[h] = max(out[h], the largest of x[:, h, :]); x [B, H, T] master, out [H] master.
 struct HeadMaxima {
     Tensor x, out;
@@ -420,6 +443,8 @@ class Backend {
     // where it uses symmetry, more where it pads.
     virtual double executed_flops(const NewtonSchulz&) const = 0;
     virtual void apply(const Apply&) = 0;
+    virtual size_t workspace_bytes(const FusedUpdate&) const = 0;
+    virtual void fused_update(const FusedUpdate&) = 0;
 
     // Text that grows.
     virtual size_t workspace_bytes(const AttentionOne&) const = 0;

@@ -164,6 +164,9 @@ void TimedBackend::head_maxima(const HeadMaxima& op) {
 }
 void TimedBackend::qk_clip(const QkClip& op) { timed(Part::optimizer, &Backend::qk_clip, op); }
 void TimedBackend::apply(const Apply& op) { timed(Part::optimizer, &Backend::apply, op); }
+void TimedBackend::fused_update(const FusedUpdate& op) {
+    timed(Part::optimizer, &Backend::fused_update, op);
+}
 
 // ---- workspace ----------------------------------------------------------------------------------
 
@@ -205,6 +208,9 @@ size_t TimedBackend::workspace_bytes(const SingularRange& op) const {
     return inner_.workspace_bytes(op);
 }
 size_t TimedBackend::workspace_bytes(const DotProducts& op) const {
+    return inner_.workspace_bytes(op);
+}
+size_t TimedBackend::workspace_bytes(const FusedUpdate& op) const {
     return inner_.workspace_bytes(op);
 }
 double TimedBackend::executed_flops(const NewtonSchulz& op) const {

@@ -54,6 +54,7 @@ class NoNorm : public Norm {
     NormType type() const override { return NormType::none; }
     void check(const std::string&, const Shape&) const override {}
     void direction(Backend&, std::span<const Tensor>, const Tensor&) const override {}
+    std::optional<FusedDirection> fused() const override { return FusedDirection{}; }
     size_t workspace_bytes(const Backend&, std::span<const Tensor>) const override { return 0; }
     double primal(Backend&, std::span<const double> x, const Shape&) const override {
         return largest_entry(x);
@@ -71,6 +72,9 @@ class SignNorm : public Norm {
     void check(const std::string&, const Shape&) const override {}
     void direction(Backend& backend, std::span<const Tensor> x, const Tensor&) const override {
         backend.sign({x});
+    }
+    std::optional<FusedDirection> fused() const override {
+        return FusedDirection{FusedDirection::Type::sign};
     }
     size_t workspace_bytes(const Backend&, std::span<const Tensor>) const override { return 0; }
     double primal(Backend&, std::span<const double> x, const Shape&) const override {
@@ -90,6 +94,9 @@ class FrobeniusNorm : public Norm {
     void direction(Backend& backend, std::span<const Tensor> x,
                    const Tensor& workspace) const override {
         backend.frobenius_normalize({x, kFrobeniusEps, workspace});
+    }
+    std::optional<FusedDirection> fused() const override {
+        return FusedDirection{FusedDirection::Type::frobenius, kFrobeniusEps};
     }
     size_t workspace_bytes(const Backend& backend, std::span<const Tensor> x) const override {
         return backend.workspace_bytes(FrobeniusNormalize{x, kFrobeniusEps, {}});

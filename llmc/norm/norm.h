@@ -47,6 +47,8 @@ class Norm {
     // captures this.
     virtual void direction(Backend& backend, std::span<const Tensor> x,
                            const Tensor& workspace) const = 0;
+    // The same as what a FusedUpdate does on its way; none where it cannot.
+    virtual std::optional<FusedDirection> fused() const { return {}; }
     virtual double scale(const Shape&) const { return 1.0; }
     virtual size_t workspace_bytes(const Backend& backend, std::span<const Tensor> x) const = 0;
     // ||x|| and the dual norm ||x||_* of a row-major tensor that was measured: exact, in fp64, and

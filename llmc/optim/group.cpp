@@ -146,6 +146,15 @@ void OptimizerGroup::cut(bool by_layer) {
 
 bool OptimizerGroup::needs_scratch() const { return config_.step.needs_dual() || keeps_gradient(); }
 
+std::optional<FusedDirection> OptimizerGroup::fused() const {
+    const bool more = keeps_gradient() || config_.alternate || !config_.step.is_plain() ||
+                      config_.post.type != PostType::none || config_.decay.type == DecayType::start;
+    const auto direction = more ? std::nullopt : norm_->fused();
+    const bool needs_adam_twice = direction && direction->type == FusedDirection::Type::frobenius &&
+                                  config_.momentum.type == MomentumType::adam;
+    return needs_adam_twice ? std::nullopt : direction;
+}
+
 int64_t OptimizerGroup::scratch_elements() const {
     if (!needs_scratch()) return 0;
     int64_t most = 0;
@@ -163,6 +172,10 @@ size_t OptimizerGroup::workspace_bytes(const Backend& backend, DType master) con
         const std::vector<Tensor> x = shapes_only(part.blocks, master);
         const auto reserve = [&](size_t size) { bytes = std::max(bytes, size); };
         reserve(norm_->workspace_bytes(backend, x));
+        if (const auto direction = fused()) {
+            reserve(backend.workspace_bytes(
+                FusedUpdate{Momentum{x, {}, {}, 0.0, 1.0, 0.0, 0.0}, *direction, {}}));
+        }
         if (other_norm_) {  // a choice of blocks needs no more than all, shape by shape
             reserve(other_norm_->workspace_bytes(backend, x));
             reserve(backend.workspace_bytes(SumOfSquares{x, {}, {}}));
@@ -181,20 +194,39 @@ size_t OptimizerGroup::workspace_bytes(const Backend& backend, DType master) con
     return bytes;
 }
 
+std::variant<Momentum, Adam> OptimizerGroup::momentum_operation(const GroupPart& part,
+                                                                const GroupScalars& scalars,
+                                                                int64_t update) const {
+    const MomentumConfig& m = config_.momentum;
+    if (m.type == MomentumType::adam) {
+        return Adam{part.gradients,
+                    part.state(StateSlot::first),
+                    part.state(StateSlot::second),
+                    scalars.clip_factor,
+                    part.step,
+                    m.beta1,
+                    m.beta2,
+                    m.eps,
+                    m.eps_inside};
+    }
+    const MomentumWeights w = momentum_weights(m, update);
+    Momentum operation{
+        part.gradients, part.state(StateSlot::first), scalars.clip_factor, w.u_m, w.u_g, w.m_m,
+        w.m_g};
+    if (m.starts_with_gradient) operation.step = part.step;
+    return operation;
+}
+
 // gradients -> what the norm is taken of, in scratch where the gradients' memory is the momentum.
 void OptimizerGroup::momentum(Backend& backend, const GroupPart& part, const GroupScalars& scalars,
                               int64_t update) const {
-    const MomentumConfig& m = config_.momentum;
-    if (m.type == MomentumType::adam) {
-        backend.adam({part.gradients, part.state(StateSlot::first), part.state(StateSlot::second),
-                      scalars.clip_factor, part.step, m.beta1, m.beta2, m.eps, m.eps_inside});
-    } else if (!keeps_gradient()) {
-        const MomentumWeights w = momentum_weights(m, update);
-        Momentum operation{
-            part.gradients, part.state(StateSlot::first), scalars.clip_factor, w.u_m, w.u_g, w.m_m,
-            w.m_g};
-        if (m.starts_with_gradient) operation.step = part.step;
-        backend.momentum(operation);
+    if (!keeps_gradient()) {
+        const auto operation = momentum_operation(part, scalars, update);
+        if (const Adam* adam = std::get_if<Adam>(&operation)) {
+            backend.adam(*adam);
+        } else {
+            backend.momentum(std::get<Momentum>(operation));
+        }
     }
     if (!needs_scratch()) return;
     for (size_t i = 0; i < part.blocks.size(); ++i) {
@@ -233,6 +265,15 @@ Tensor OptimizerGroup::step_sizes(Backend& backend, const GroupPart& part,
     return operation.out;
 }
 
+// Without a direction's tensors, sizes and starts.
+Apply OptimizerGroup::apply_operation(const GroupPart& part, const Direction& direction,
+                                      const GroupScalars& scalars) const {
+    Apply apply{part.weights,     {},        part.copies, scalars.rate, direction.lr_scale,
+                direction.radius, part.decay};
+    apply.cautious = config_.decay.type == DecayType::cautious;
+    return apply;
+}
+
 // Everything behind the momentum, along one direction.
 void OptimizerGroup::move(Backend& backend, const GroupPart& part, const Direction& direction,
                           const GroupScalars& scalars, const Tensor& workspace) const {
@@ -245,10 +286,9 @@ void OptimizerGroup::move(Backend& backend, const GroupPart& part, const Directi
         backend.singular_range({x, kRangeIterations, true, range, workspace});
     }
     post(backend, part, x, workspace);
-    Apply apply{part.weights,     x,         part.copies, scalars.rate, direction.lr_scale,
-                direction.radius, part.decay};
+    Apply apply = apply_operation(part, direction, scalars);
+    apply.x = x;
     apply.size = step_sizes(backend, part, direction, scalars, range, workspace);
-    apply.cautious = config_.decay.type == DecayType::cautious;
     apply.starts = part.state(StateSlot::start);
     apply.step = part.step;
     backend.apply(apply);
@@ -281,6 +321,10 @@ std::vector<bool> OptimizerGroup::low_stable_rank(Backend& backend, const GroupP
 void OptimizerGroup::run(Backend& backend, const GroupPart& part, const GroupScalars& scalars,
                          const Tensor& workspace, int64_t update) const {
     const Direction main{norm_.get(), part.radius, config_.lr_scale};
+    if (const auto direction = fused()) {
+        return backend.fused_update({momentum_operation(part, scalars, update), *direction,
+                                     apply_operation(part, main, scalars), workspace});
+    }
     momentum(backend, part, scalars, update);
     if (!config_.alternate) return move(backend, part, main, scalars, workspace);
 

@@ -3,8 +3,10 @@
 
 #include <functional>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
+#include <variant>
 #include <vector>
 
 #include "llmc/core/parameter.h"
@@ -90,6 +92,13 @@ class OptimizerGroup {
         double lr_scale;
     };
     bool keeps_gradient() const { return config_.momentum.type == MomentumType::gradient; }
+    // The direction of a FusedUpdate, where the stages are no more than one does.
+    std::optional<FusedDirection> fused() const;
+    std::variant<Momentum, Adam> momentum_operation(const GroupPart& part,
+                                                    const GroupScalars& scalars,
+                                                    int64_t update) const;
+    Apply apply_operation(const GroupPart& part, const Direction& direction,
+                          const GroupScalars& scalars) const;
     void momentum(Backend& backend, const GroupPart& part, const GroupScalars& scalars,
                   int64_t update) const;
     void move(Backend& backend, const GroupPart& part, const Direction& direction,

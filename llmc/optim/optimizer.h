@@ -1,5 +1,5 @@
 // The composed optimizer: every parameter group runs its stages (group.h) over its blocks.
-// Gradients are consumed: stage by stage their memory becomes the update direction.
+// Gradients are consumed: their memory may become the update direction, stage by stage.
 #pragma once
 
 #include <functional>

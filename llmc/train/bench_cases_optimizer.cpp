@@ -6,6 +6,7 @@
 //   adam      x, m and v twice        sum, sum_of_squares   x
 //   apply     w twice, x, the copy    convert               both
 //   frobenius_normalize               x three times: nothing can be written before all is read
+//   fused_update.lion   g, m twice, w twice, the copy; .adamw also v twice, .nsgd g and m once more
 //
 // FLOPs: a symmetric product those of the half that differs, Newton-Schulz those of plain products
 // (llmc/norm/norm.cpp): an implementation that uses symmetry can exceed the ceiling.
@@ -108,6 +109,57 @@ void add_apply(BenchCases& b, const std::vector<Shape>& shapes) {
                    });
 }
 
+// Whole updates in one pass: Lion, AdamW and normalised SGD as the presets have them.
+void add_fused_updates(BenchCases& b, const std::vector<Shape>& shapes) {
+    const bool copied = b.compute != b.master;
+    const DType compute = b.compute, master = b.master;
+    const double count = static_cast<double>(total_count(shapes));
+    const auto add = [&](const std::string& name, double lists, FusedDirection direction,
+                         auto momentum) {
+        b.memory_bound("fused_update." + name, describe(shapes), master,
+                       count * (lists * b.m + (copied ? b.c : 0)), [=](BenchMemory& memory) {
+                           std::vector<Tensor> copies;
+                           for (size_t i = 0; copied && i < shapes.size(); ++i) {
+                               copies.push_back(memory.output(compute, shapes[i]));
+                           }
+                           const Apply apply{memory.keep(memory.inputs(master, shapes)),
+                                             {},
+                                             memory.keep(copies),
+                                             memory.scalar(1e-6),
+                                             1.0,
+                                             memory.keep(std::vector<double>(shapes.size(), 1.0)),
+                                             memory.keep(std::vector<double>(shapes.size(), 0.1))};
+                           return memory.call(&Backend::fused_update,
+                                              FusedUpdate{momentum(memory), direction, apply});
+                       });
+    };
+    const auto momentum = [=](double u_m, double u_g, double m_m, double m_g) {
+        return [=](BenchMemory& memory) {
+            return Momentum{memory.keep(memory.inputs(master, shapes)),
+                            memory.keep(memory.inputs(master, shapes)),
+                            memory.scalar(1.0),
+                            u_m,
+                            u_g,
+                            m_m,
+                            m_g};
+        };
+    };
+    add("lion", 5, {FusedDirection::Type::sign}, momentum(0.9, 0.1, 0.99, 0.01));
+    add("nsgd", 7, {FusedDirection::Type::frobenius, 1e-8}, momentum(0.81, 1.9, 0.9, 1.0));
+    add("adamw", 7, {}, [=](BenchMemory& memory) {
+        std::vector<Tensor> second;
+        for (const Shape& shape : shapes) second.push_back(memory.zeros(master, shape));
+        return Adam{memory.keep(memory.inputs(master, shapes)),
+                    memory.keep(memory.inputs(master, shapes)),
+                    memory.keep(second),
+                    memory.scalar(1.0),
+                    memory.scalar(10.0),
+                    0.9,
+                    0.95,
+                    1e-8};
+    });
+}
+
 // ---- matrices -----------------------------------------------------------------------------------
 
 // Those of a model, as many of a shape as are wanted. `wide`: a tall matrix counts as its
@@ -201,6 +253,7 @@ void add_optimizer_cases(BenchCases& b) {
     add_momentum_and_adam(b, shapes);
     add_directions(b, shapes);
     add_apply(b, shapes);
+    add_fused_updates(b, shapes);
     add_copies(b, total_count(shapes));
     for (const MatrixBatch& batch : model_batches(b.sizes, true)) add_symmetric_product(b, batch);
     for (const MatrixBatch& batch : model_batches(b.sizes, false)) add_newton_schulz(b, batch);

@@ -95,12 +95,14 @@ inline OptimizerConfig muon_like() {
     return config;
 }
 
-// Weights, gradients and (if asked for) bf16 copies of one optimizer on the CPU backend.
+// Weights, gradients and (if asked for) bf16 copies of one optimizer, on the CPU backend if no
+// other is given.
 class OptimizerRun {
   public:
     OptimizerRun(const OptimizerConfig& config, DType master, bool with_copies = false,
-                 const ParameterList& parameters = reference_parameters())
-        : list(parameters), backend(make_cpu_backend(1)), arena(*backend) {
+                 const ParameterList& parameters = reference_parameters(),
+                 std::unique_ptr<Backend> device = make_cpu_backend(1))
+        : list(parameters), backend(std::move(device)), arena(*backend) {
         weights = {&list, arena.take("weights", master, {list.buffer_length()})};
         gradients = {&list, arena.take("gradients", master, {list.buffer_length()})};
         copies.list = &list;

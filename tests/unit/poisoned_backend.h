@@ -60,11 +60,18 @@ class PoisonedBackend : public TimedBackend {
     }
     void apply(const Apply& op) override {
         TimedBackend::apply(op);
-        damage(Poison::Where::weight,
-               [&](const Poison& p) { return op.weights[static_cast<size_t>(p.tensor)]; });
+        damage_weight(op);
+    }
+    void fused_update(const FusedUpdate& op) override {
+        TimedBackend::fused_update(op);
+        damage_weight(op.apply);
     }
 
   private:
+    void damage_weight(const Apply& op) {
+        damage(Poison::Where::weight,
+               [&](const Poison& p) { return op.weights[static_cast<size_t>(p.tensor)]; });
+    }
     // Writes the value of each armed poison of this kind into the last element of its tensor.
     template <typename Target>
     void damage(Poison::Where where, Target target) {

@@ -71,7 +71,8 @@ std::vector<float> results_of(const cpu::Kernels& kernels) {
     kernels.rmsnorm_forward({DType::f32, DType::f32, x.data(), nullptr, x.data(), nullptr,
                              normed.data(), rstd.data(), columns, 1e-5},
                             0, rows);
-    kernels.adam({DType::f32, moved.data(), first.data(), second.data(), 1, 0.9, 0.99, 1e-8, 2, 3},
+    kernels.adam({DType::f32, moved.data(), moved.data(), first.data(), second.data(), 1, 0.9, 0.99,
+                  1e-8, 2, 3},
                  0, rows * columns);
     std::vector<float> all;
     for (const auto* part :

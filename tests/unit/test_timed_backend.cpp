@@ -120,8 +120,8 @@ TEST_F(TimedBackendTest, EveryOperationOfAnUpdateBelongsToItsPart) {
     const int64_t gains = 2 * kLayers + 1, states = 7 * kLayers + 2 * (1 + gains);
     EXPECT_EQ(calls(Part::elementwise), 2 * (1 + gains + 2 * kLayers) + 3 + states);
     // Sum of squares and clip factor; momentum, Newton-Schulz for qkv, o, gate with up, and down,
-    // apply; Adam, apply.
-    EXPECT_EQ(calls(Part::optimizer), 2 + (1 + 4 + 1) + 2);
+    // apply; AdamW in one.
+    EXPECT_EQ(calls(Part::optimizer), 2 + (1 + 4 + 1) + 1);
     // The table of RoPE, weights, tokens, targets, rate in; loss and norm out, and at the end every
     // weight and every gradient.
     EXPECT_EQ(calls(Part::data), 5 + 2 + 2 * llama_parameters(tiny_model()).size());
@@ -237,9 +237,27 @@ TEST_F(TimedBackendTest, OperationsThatATrainingStepLacksAreHandedOnToo) {
     timed_.sum({a, sum, 1.0, false});
     timed_.copy_out(&signs, sum);
     EXPECT_NEAR(signs, 1.0 / std::sqrt(5.0), 1e-6);
-    EXPECT_EQ(timed_.time(Part::optimizer).calls, 3);
-    EXPECT_EQ(timed_.time(Part::classifier).calls, 2);
-    EXPECT_EQ(timed_.time(Part::data).calls, 4);
+
+    const Tensor rate = arena.take("rate", DType::f64, {1});
+    const double one = 1.0;
+    timed_.copy_in(rate, &one);
+    const std::vector<Tensor> weights = {arena.take("weights", DType::f32, {3, 2})};
+    timed_.zero(weights[0]);
+    const std::vector<double> radius = {2.0}, decay = {0.0};
+    FusedUpdate update{Momentum{list, {}, {}, 0.0, 1.0, 0.0, 0.0},
+                       {FusedDirection::Type::frobenius},
+                       Apply{weights, {}, {}, rate, 1.0, radius, decay}};
+    EXPECT_EQ(timed_.workspace_bytes(update), plain_->workspace_bytes(update));
+    EXPECT_GT(timed_.workspace_bytes(update), 0u);
+    const int64_t bytes = static_cast<int64_t>(timed_.workspace_bytes(update));
+    update.workspace = arena.take("scratch", DType::f64, {(bytes + 7) / 8});
+    timed_.fused_update(update);
+    timed_.sum({weights[0], sum, 1.0, false});
+    timed_.copy_out(&signs, sum);
+    EXPECT_NEAR(signs, -2.0 / std::sqrt(5.0), 1e-6);
+    EXPECT_EQ(timed_.time(Part::optimizer).calls, 4);
+    EXPECT_EQ(timed_.time(Part::classifier).calls, 3);
+    EXPECT_EQ(timed_.time(Part::data).calls, 6);
 }
 
 }  // namespace
