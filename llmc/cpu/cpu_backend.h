@@ -83,6 +83,7 @@ class CpuBackend : public Backend {
     void apply(const Apply& op) override;
     size_t workspace_bytes(const FusedUpdate& op) const override;
     void fused_update(const FusedUpdate& op) override;
+    void spectral_update(const SpectralUpdate& op) override;
 
   private:
     template <typename T>

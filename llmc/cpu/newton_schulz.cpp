@@ -182,6 +182,17 @@ void CpuBackend::newton_schulz(const NewtonSchulz& op) {
     op.x[0].dtype == DType::f64 ? newton_schulz_in<double>(op) : newton_schulz_in<float>(op);
 }
 
+// The iteration takes far longer than the passes that one kernel could save.
+void CpuBackend::spectral_update(const SpectralUpdate& op) {
+    momentum(op.momentum);
+    NewtonSchulz iteration = op.iteration;
+    iteration.x = op.momentum.x;
+    newton_schulz(iteration);
+    Apply step = op.apply;
+    step.x = op.momentum.x;
+    apply(step);
+}
+
 template <typename T>
 void CpuBackend::newton_schulz_in(const NewtonSchulz& op) {
     const size_t bytes = buffer_bytes<T>(op);

@@ -89,6 +89,7 @@ class CudaBackend : public Backend {
     void apply(const Apply& op) override;
     size_t workspace_bytes(const FusedUpdate& op) const override;
     void fused_update(const FusedUpdate& op) override;
+    void spectral_update(const SpectralUpdate& op) override;
 
     // For programs that launch kernels themselves.
     int capability() const { return 10 * device_.major + device_.minor; }  // 90: 9.0

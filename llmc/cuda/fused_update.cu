@@ -10,6 +10,7 @@
 // The direction is the same for a whole launch, so which one it is costs a branch that no warp
 // divides at. Sums of squares have the borders and the order of SumOfSquares.
 #include "llmc/cuda/cuda_backend.h"
+#include "llmc/cuda/direction_sums.h"
 #include "llmc/cuda/parts.cuh"
 #include "llmc/cuda/update_elements.cuh"
 
@@ -164,19 +165,13 @@ __global__ void __launch_bounds__(kPartThreads)
 
 // ---- the operation ------------------------------------------------------------------------------
 
-StatelessUpdate stateless(const Momentum& op) { return {op.factor.as<double>(), op.u_g}; }
-
-StartedMomentumUpdate started(const Momentum& op) {
-    assert(op.step.empty() || op.step.dtype == DType::f64);
-    return {{op.factor.as<double>(), op.u_m, op.u_g, op.m_m, op.m_g}, op.step.as<double>()};
-}
-
 AdamUpdate adam_update(const Adam& op) {
     return {op.factor.as<double>(), op.step.as<double>(), op.beta1, op.beta2, op.eps,
             op.eps_inside};
 }
 
-// sums[i] = the sum of squares of tensor i's directions.
+}  // namespace
+
 void sum_directions(const Momentum& op, double* sums, double* parts, cudaStream_t stream) {
     if (op.momentum.empty()) {
         for_each_table<SquaresTable>(
@@ -186,7 +181,7 @@ void sum_directions(const Momentum& op, double* sums, double* parts, cudaStream_
             },
             [&](const SquaresTable& table, size_t first) {
                 launch(LMO_KERNEL(stateless_squares_kernel), table.blocks, kPartThreads, 0, stream,
-                       stateless(op), table, parts);
+                       stateless_update(op), table, parts);
                 add_parts(table, parts, sums + first, stream);
             });
         return;
@@ -198,10 +193,12 @@ void sum_directions(const Momentum& op, double* sums, double* parts, cudaStream_
         },
         [&](const PairsTable& table, size_t first) {
             launch(LMO_KERNEL(momentum_squares_kernel), table.blocks, kPartThreads, 0, stream,
-                   started(op), table, parts);
+                   started_update(op), table, parts);
             add_parts(table, parts, sums + first, stream);
         });
 }
+
+namespace {
 
 // Launches Fused<>, Fused<bf16> or Fused<float> over the gradients, `states`, weights and copies.
 // squares: of each tensor's direction, or none.
@@ -269,10 +266,10 @@ void CudaBackend::fused_update(const FusedUpdate& op) {
         sum_directions(momentum, squares, parts, stream_);
     }
     if (momentum.momentum.empty()) {
-        return update<FusedStateless>(op, stateless(momentum), squares, stream_);
+        return update<FusedStateless>(op, stateless_update(momentum), squares, stream_);
     }
     assert(all_float(momentum.momentum) && same_counts(momentum.x, momentum.momentum));
-    update<FusedMomentum>(op, started(momentum), squares, stream_, momentum.momentum);
+    update<FusedMomentum>(op, started_update(momentum), squares, stream_, momentum.momentum);
 }
 
 }  // namespace lmo::cuda

@@ -2,11 +2,17 @@
 //
 // Wide matrices: a thread moves 8 neighbours of a row of X. Tall ones: a block transposes a tile
 // of 64 x 64 elements through shared memory, by accesses of 16 bytes on both sides.
+//
+// A Source says what the elements of x are: the tensors' own, or what a momentum makes of gradients
+// on the way. A Sink says what becomes of the result: written to the tensors, or applied to
+// weights. The arithmetic is that of update_elements.cuh, so the bits are those of the operations
+// one after another.
 #include "llmc/cuda/newton_schulz_batch.h"
 
 #include <algorithm>
+#include <tuple>
 
-#include "llmc/cuda/common.cuh"
+#include "llmc/cuda/update_elements.cuh"
 
 namespace lmo::cuda {
 
@@ -15,9 +21,11 @@ namespace {
 constexpr int kThreads = 256;
 constexpr int kTile = 64;  // rows and columns of a tile
 
-struct Matrices {
-    float* data[kBatchMatrices];
+template <typename T>
+struct Addresses {
+    T* data[kBatchMatrices];
 };
+using Matrices = Addresses<float>;
 
 // ---- eight neighbours ---------------------------------------------------------------------------
 
@@ -62,21 +70,22 @@ __device__ __forceinline__ void load_some(const float* from, int64_t count,
     for (int k = 0; k < Count; ++k) values[k] = k < count ? from[k] : 0.0f;
 }
 
-template <int Count>
-__device__ __forceinline__ void store_some(float* to, int64_t count, const float (&values)[Count]) {
-    if (count >= Count && reinterpret_cast<uintptr_t>(to) % 16 == 0) {
+template <int Count, typename T>
+__device__ __forceinline__ void store_some(T* to, int64_t count, const float (&values)[Count]) {
+    constexpr int N = kWidth<T> < Count ? kWidth<T> : Count;
+    if (count >= Count && reinterpret_cast<uintptr_t>(to) % (N * sizeof(T)) == 0) {
 #pragma unroll
-        for (int part = 0; part < Count; part += 4) {
-            Vector<float, 4> vector;
+        for (int part = 0; part < Count; part += N) {
+            Vector<T, N> vector;
 #pragma unroll
-            for (int k = 0; k < 4; ++k) vector[k] = values[part + k];
+            for (int k = 0; k < N; ++k) vector[k] = from_float<T>(values[part + k]);
             store(to + part, vector);
         }
         return;
     }
 #pragma unroll
     for (int k = 0; k < Count; ++k) {
-        if (k < count) to[k] = values[k];
+        if (k < count) to[k] = from_float<T>(values[k]);
     }
 }
 
@@ -91,6 +100,99 @@ __device__ __forceinline__ void scale_all(double factor, float (&values)[Count])
     for (int k = 0; k < Count; ++k) values[k] = static_cast<float>(factor * values[k]);
 }
 
+// ---- sources ------------------------------------------------------------------------------------
+// read: `count` elements from number `at` on of this block's matrix; beyond them 0.
+
+struct PlainSource {
+    using Coefficients = NoCoefficients;
+    Matrices x;
+
+    __device__ Coefficients coefficients() const { return {}; }
+    template <int Count>
+    __device__ __forceinline__ void read(const Coefficients&, int64_t at, int64_t count,
+                                         float (&values)[Count]) const {
+        load_some(x.data[blockIdx.y] + at, count, values);
+    }
+};
+
+struct StatelessSource {
+    using Coefficients = StatelessUpdate::Coefficients;
+    Matrices x;
+    StatelessUpdate update;
+
+    __device__ Coefficients coefficients() const { return update.coefficients({}); }
+    template <int Count>
+    __device__ __forceinline__ void read(const Coefficients& c, int64_t at, int64_t count,
+                                         float (&values)[Count]) const {
+        load_some(x.data[blockIdx.y] + at, count, values);
+#pragma unroll
+        for (int k = 0; k < Count; ++k) StatelessUpdate::update(c, values[k]);
+    }
+};
+
+// The momentum takes its step.
+struct MomentumSource {
+    using Coefficients = StartedMomentumUpdate::Coefficients;
+    Matrices x, momentum;
+    StartedMomentumUpdate update;
+
+    __device__ Coefficients coefficients() const { return update.coefficients({}); }
+    template <int Count>
+    __device__ __forceinline__ void read(const Coefficients& c, int64_t at, int64_t count,
+                                         float (&values)[Count]) const {
+        float m[Count];
+        load_some(x.data[blockIdx.y] + at, count, values);
+        load_some(momentum.data[blockIdx.y] + at, count, m);
+#pragma unroll
+        for (int k = 0; k < Count; ++k) StartedMomentumUpdate::update(c, values[k], m[k]);
+        store_some(momentum.data[blockIdx.y] + at, count, m);
+    }
+};
+
+// ---- sinks --------------------------------------------------------------------------------------
+
+struct PlainSink {
+    using Coefficients = NoCoefficients;
+    Matrices x;
+
+    __device__ Coefficients coefficients() const { return {}; }
+    template <int Count>
+    __device__ __forceinline__ void write(const Coefficients&, int64_t at, int64_t count,
+                                          const float (&values)[Count]) const {
+        store_some(x.data[blockIdx.y] + at, count, values);
+    }
+};
+
+// The weights take their step. Copy: none, or the type of the copies.
+template <typename... Copy>
+struct WeightSink {
+    using Coefficients = VariedCoefficients;
+    Matrices weights;
+    std::tuple_element_t<0, std::tuple<Addresses<Copy>..., NoCoefficients>> copies;
+    double radius[kBatchMatrices], decay[kBatchMatrices];
+    const double* rate;
+    double lr_scale;
+    bool cautious;
+
+    __device__ Coefficients coefficients() const {
+        const double lr = lr_scale * *rate;
+        return {{static_cast<float>(lr * decay[blockIdx.y]),
+                 static_cast<float>(lr * radius[blockIdx.y])},
+                0.0f,
+                cautious};
+    }
+    template <int Count>
+    __device__ __forceinline__ void write(const Coefficients& c, int64_t at, int64_t count,
+                                          const float (&values)[Count]) const {
+        float w[Count];
+        load_some(weights.data[blockIdx.y] + at, count, w);
+#pragma unroll
+        for (int k = 0; k < Count; ++k) w[k] = new_weight(c, w[k], values[k]);
+        store_some(weights.data[blockIdx.y] + at, count, w);
+        if constexpr (sizeof...(Copy) > 0) store_some(copies.data[blockIdx.y] + at, count, w);
+    }
+};
+
 // ---- wide matrices ------------------------------------------------------------------------------
 // blockIdx.y is the matrix; a row of blocks has a thread for each eight elements of X.
 
@@ -103,31 +205,38 @@ __device__ __forceinline__ Place place_of(const BatchShape& shape) {
     return {index / across, int64_t{index % across} * 8};
 }
 
-template <typename T>
+template <typename T, typename Source>
 __global__ void __launch_bounds__(kThreads)
-    import_kernel(const __grid_constant__ Matrices matrices, const BatchShape shape,
+    import_kernel(const __grid_constant__ Source source, const BatchShape shape,
                   const Normalisation normalisation, T* to) {
     LMO_SHARED(double, factor, [1]);
-    if (threadIdx.x == 0) factor[0] = factor_of(normalisation);
+    LMO_SHARED(typename Source::Coefficients, coefficients, [1]);
+    if (threadIdx.x == 0) {
+        factor[0] = factor_of(normalisation);
+        coefficients[0] = source.coefficients();
+    }
     __syncthreads();
     const auto [i, j] = place_of(shape);
     if (i >= shape.shorter) return;
     float values[8] = {};
     if (i < shape.rows) {
-        load_some(matrices.data[blockIdx.y] + i * shape.columns + j, shape.columns - j, values);
+        source.read(coefficients[0], i * shape.columns + j, shape.columns - j, values);
     }
     scale_all(factor[0], values);
     store_eight(to + (blockIdx.y * shape.shorter + i) * shape.longer + j, values);
 }
 
-template <typename T>
-__global__ void __launch_bounds__(kThreads) export_kernel(const __grid_constant__ Matrices matrices,
-                                                          const BatchShape shape, const T* from) {
+template <typename T, typename Sink>
+__global__ void __launch_bounds__(kThreads)
+    export_kernel(const __grid_constant__ Sink sink, const BatchShape shape, const T* from) {
+    LMO_SHARED(typename Sink::Coefficients, coefficients, [1]);
+    if (threadIdx.x == 0) coefficients[0] = sink.coefficients();
+    __syncthreads();
     const auto [i, j] = place_of(shape);
     if (i >= shape.rows) return;
     float values[8];
     load_eight(from + (blockIdx.y * shape.shorter + i) * shape.longer + j, values);
-    store_some(matrices.data[blockIdx.y] + i * shape.columns + j, shape.columns - j, values);
+    sink.write(coefficients[0], i * shape.columns + j, shape.columns - j, values);
 }
 
 // ---- tall matrices ------------------------------------------------------------------------------
@@ -157,13 +266,18 @@ __device__ __forceinline__ int2 eight_of(int v) {
     return {index % (kTile / 8) * 8, index / (kTile / 8)};
 }
 
-template <typename T>
+template <typename T, typename Source>
 __global__ void __launch_bounds__(kThreads)
-    import_transposed_kernel(const __grid_constant__ Matrices matrices, const BatchShape shape,
+    import_transposed_kernel(const __grid_constant__ Source source, const BatchShape shape,
                              const Normalisation normalisation, T* to) {
     LMO_SHARED(double, factor, [1]);
+    LMO_SHARED(typename Source::Coefficients, coefficients, [1]);
     LMO_SHARED(float, tile, [kTile * kTile]);
-    if (threadIdx.x == 0) factor[0] = factor_of(normalisation);
+    if (threadIdx.x == 0) {
+        factor[0] = factor_of(normalisation);
+        coefficients[0] = source.coefficients();
+    }
+    __syncthreads();
     const TileOrigin origin = tile_origin(shape);
 #pragma unroll
     for (int v = 0; v < kFours; ++v) {
@@ -171,7 +285,7 @@ __global__ void __launch_bounds__(kThreads)
         const int64_t i = origin.row + at.x, j = origin.column + at.y;
         float values[4] = {};
         if (i < shape.rows) {
-            load_some(matrices.data[blockIdx.y] + i * shape.columns + j, shape.columns - j, values);
+            source.read(coefficients[0], i * shape.columns + j, shape.columns - j, values);
         }
         store_shared(tile + in_tile(at.x, at.y),
                      Vector<float, 4>{{values[0], values[1], values[2], values[3]}});
@@ -190,11 +304,13 @@ __global__ void __launch_bounds__(kThreads)
     }
 }
 
-template <typename T>
+template <typename T, typename Sink>
 __global__ void __launch_bounds__(kThreads)
-    export_transposed_kernel(const __grid_constant__ Matrices matrices, const BatchShape shape,
+    export_transposed_kernel(const __grid_constant__ Sink sink, const BatchShape shape,
                              const T* from) {
+    LMO_SHARED(typename Sink::Coefficients, coefficients, [1]);
     LMO_SHARED(float, tile, [kTile * kTile]);
+    if (threadIdx.x == 0) coefficients[0] = sink.coefficients();
     const TileOrigin origin = tile_origin(shape);
 #pragma unroll
     for (int v = 0; v < kEights; ++v) {
@@ -215,7 +331,7 @@ __global__ void __launch_bounds__(kThreads)
         float values[4];
 #pragma unroll
         for (int k = 0; k < 4; ++k) values[k] = tile[in_tile(at.x, at.y + k)];
-        store_some(matrices.data[blockIdx.y] + i * shape.columns + j, shape.columns - j, values);
+        sink.write(coefficients[0], i * shape.columns + j, shape.columns - j, values);
     }
 }
 
@@ -247,15 +363,20 @@ void for_inner_type(DType type, F&& f) {
     f(Type<float>());
 }
 
-Matrices matrices_of(std::span<const Tensor> x, const BatchShape& shape) {
-    assert(x.size() <= static_cast<size_t>(kBatchMatrices));
-    Matrices matrices{};
-    for (size_t i = 0; i < x.size(); ++i) {
-        assert(x[i].dtype == DType::f32 && x[i].shape[0] == shape.rows &&
-               x[i].shape[1] == shape.columns);
-        matrices.data[i] = x[i].as<float>();
+template <typename T>
+Addresses<T> addresses_of(std::span<const Tensor> list, const BatchShape& shape) {
+    assert(list.size() <= static_cast<size_t>(kBatchMatrices));
+    Addresses<T> addresses{};
+    for (size_t i = 0; i < list.size(); ++i) {
+        assert(list[i].shape[0] == shape.rows && list[i].shape[1] == shape.columns);
+        addresses.data[i] = list[i].as<T>();
     }
-    return matrices;
+    return addresses;
+}
+
+Matrices matrices_of(std::span<const Tensor> list, const BatchShape& shape) {
+    assert(all_float(list));
+    return addresses_of<float>(list, shape);
 }
 
 dim3 grid_of(int64_t blocks, size_t matrices) {
@@ -277,35 +398,82 @@ BatchShape::BatchShape(const Shape& shape)
       shorter(round_up(std::min(rows, columns))),
       longer(round_up(std::max(rows, columns))) {}
 
-void bring_in(std::span<const Tensor> x, const BatchShape& shape,
-              const Normalisation& normalisation, DType inner, void* batch, cudaStream_t stream) {
-    const Matrices matrices = matrices_of(x, shape);
+namespace {
+
+template <typename Source>
+void bring_in_from(const Source& source, size_t matrices, const BatchShape& shape,
+                   const Normalisation& normalisation, DType inner, void* batch,
+                   cudaStream_t stream) {
     for_inner_type(inner, [&](auto type) {
         using T = typename decltype(type)::type;
-        T* to = static_cast<T*>(batch);
-        if (shape.tall()) {
-            launch(LMO_KERNEL(import_transposed_kernel<T>), grid_of(tiles(shape), x.size()),
-                   kThreads, 0, stream, matrices, shape, normalisation, to);
-        } else {
-            launch(LMO_KERNEL(import_kernel<T>), grid_of(eights(shape), x.size()), kThreads, 0,
-                   stream, matrices, shape, normalisation, to);
-        }
+        const auto run = [&](const char* name, auto kernel, int64_t blocks) {
+            launch(name, kernel, grid_of(blocks, matrices), kThreads, 0, stream, source, shape,
+                   normalisation, static_cast<T*>(batch));
+        };
+        shape.tall() ? run(LMO_KERNEL(import_transposed_kernel<T, Source>), tiles(shape))
+                     : run(LMO_KERNEL(import_kernel<T, Source>), eights(shape));
     });
+}
+
+template <typename Sink>
+void write_back_to(const Sink& sink, size_t matrices, const BatchShape& shape, DType inner,
+                   const void* batch, cudaStream_t stream) {
+    for_inner_type(inner, [&](auto type) {
+        using T = typename decltype(type)::type;
+        const auto run = [&](const char* name, auto kernel, int64_t blocks) {
+            launch(name, kernel, grid_of(blocks, matrices), kThreads, 0, stream, sink, shape,
+                   static_cast<const T*>(batch));
+        };
+        shape.tall() ? run(LMO_KERNEL(export_transposed_kernel<T, Sink>), tiles(shape))
+                     : run(LMO_KERNEL(export_kernel<T, Sink>), eights(shape));
+    });
+}
+
+template <typename... Copy>
+WeightSink<Copy...> weight_sink(const Apply& op, const BatchShape& shape) {
+    WeightSink<Copy...> sink{};
+    sink.weights = matrices_of(op.weights, shape);
+    if constexpr (sizeof...(Copy) > 0) sink.copies = addresses_of<Copy...>(op.copies, shape);
+    std::copy(op.radius.begin(), op.radius.end(), sink.radius);
+    std::copy(op.decay.begin(), op.decay.end(), sink.decay);
+    sink.rate = op.rate.as<double>();
+    sink.lr_scale = op.lr_scale;
+    sink.cautious = op.cautious;
+    return sink;
+}
+
+}  // namespace
+
+void bring_in(std::span<const Tensor> x, const BatchShape& shape,
+              const Normalisation& normalisation, DType inner, void* batch, cudaStream_t stream) {
+    bring_in_from(PlainSource{matrices_of(x, shape)}, x.size(), shape, normalisation, inner, batch,
+                  stream);
+}
+
+void bring_in(const Momentum& op, const BatchShape& shape, const Normalisation& normalisation,
+              DType inner, void* batch, cudaStream_t stream) {
+    const Matrices x = matrices_of(op.x, shape);
+    if (op.momentum.empty()) {
+        return bring_in_from(StatelessSource{x, stateless_update(op)}, op.x.size(), shape,
+                             normalisation, inner, batch, stream);
+    }
+    bring_in_from(MomentumSource{x, matrices_of(op.momentum, shape), started_update(op)},
+                  op.x.size(), shape, normalisation, inner, batch, stream);
 }
 
 void write_back(std::span<const Tensor> x, const BatchShape& shape, DType inner, const void* batch,
                 cudaStream_t stream) {
-    const Matrices matrices = matrices_of(x, shape);
-    for_inner_type(inner, [&](auto type) {
-        using T = typename decltype(type)::type;
-        const T* from = static_cast<const T*>(batch);
-        if (shape.tall()) {
-            launch(LMO_KERNEL(export_transposed_kernel<T>), grid_of(tiles(shape), x.size()),
-                   kThreads, 0, stream, matrices, shape, from);
-        } else {
-            launch(LMO_KERNEL(export_kernel<T>), grid_of(eights(shape), x.size()), kThreads, 0,
-                   stream, matrices, shape, from);
-        }
+    write_back_to(PlainSink{matrices_of(x, shape)}, x.size(), shape, inner, batch, stream);
+}
+
+void write_back(const Apply& op, const BatchShape& shape, DType inner, const void* batch,
+                cudaStream_t stream) {
+    const auto run = [&](const auto& sink) {
+        write_back_to(sink, op.weights.size(), shape, inner, batch, stream);
+    };
+    if (op.copies.empty()) return run(weight_sink<>(op, shape));
+    for_compute_type(op.copies[0].dtype, [&](auto type) {
+        run(weight_sink<typename decltype(type)::type>(op, shape));
     });
 }
 

@@ -10,7 +10,7 @@
 
 #include <span>
 
-#include "llmc/core/tensor.h"
+#include "llmc/device/backend.h"
 
 namespace lmo::cuda {
 
@@ -37,8 +37,18 @@ struct Normalisation {
 void bring_in(std::span<const Tensor> x, const BatchShape& shape,
               const Normalisation& normalisation, DType inner, void* batch, cudaStream_t stream);
 
+// The same of what the momentum makes of its x, which stays as it is; the momentum takes its step.
+// Bytes an element: 12 + size of inner.
+void bring_in(const Momentum& momentum, const BatchShape& shape, const Normalisation& normalisation,
+              DType inner, void* batch, cudaStream_t stream);
+
 // Fills x.
 void write_back(std::span<const Tensor> x, const BatchShape& shape, DType inner, const void* batch,
+                cudaStream_t stream);
+
+// Applies X to the weights in place of apply.x; without sizes and starts. Bytes an element: 8 +
+// size of inner and of the copies.
+void write_back(const Apply& apply, const BatchShape& shape, DType inner, const void* batch,
                 cudaStream_t stream);
 
 // to = scale * from + diagonal I for each [n, n] matrix of a batch; `from` may be `to`.

@@ -10,6 +10,7 @@
 #include <span>
 
 #include "llmc/cuda/tensor_table.cuh"
+#include "llmc/device/backend.h"
 
 namespace lmo::cuda {
 
@@ -97,6 +98,16 @@ struct AdamUpdate {
         x = m * c.m_scale / (sqrtf(v * c.v_scale) + c.eps);
     }
 };
+
+inline StatelessUpdate stateless_update(const Momentum& op) {
+    return {op.factor.as<double>(), op.u_g};
+}
+
+// Without op.step the first update is like the others.
+inline StartedMomentumUpdate started_update(const Momentum& op) {
+    assert(op.step.empty() || op.step.dtype == DType::f64);
+    return {{op.factor.as<double>(), op.u_m, op.u_g, op.m_m, op.m_g}, op.step.as<double>()};
+}
 
 // ---- directions ---------------------------------------------------------------------------------
 

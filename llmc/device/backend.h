@@ -334,6 +334,16 @@ struct FusedUpdate {
     }
 };
 
+// Momentum, NewtonSchulz and Apply of matrices of one shape, to the bits of one after another, in
+// fewer passes. `momentum.x` are the gradients, which may be overwritten; `iteration` and `apply`
+// are without x, and `apply` without size and starts. iteration.workspace: that of the NewtonSchulz
+// over the same matrices.
+struct SpectralUpdate {
+    Momentum momentum;
+    NewtonSchulz iteration;
+    Apply apply;
+};
+
 // out[h] = max(out[h], the largest of x[:, h, :]); x [B, H, T] master, out [H] master.
 struct HeadMaxima {
     Tensor x, out;
@@ -445,6 +455,7 @@ class Backend {
     virtual void apply(const Apply&) = 0;
     virtual size_t workspace_bytes(const FusedUpdate&) const = 0;
     virtual void fused_update(const FusedUpdate&) = 0;
+    virtual void spectral_update(const SpectralUpdate&) = 0;
 
     // Text that grows.
     virtual size_t workspace_bytes(const AttentionOne&) const = 0;

@@ -167,6 +167,9 @@ void TimedBackend::apply(const Apply& op) { timed(Part::optimizer, &Backend::app
 void TimedBackend::fused_update(const FusedUpdate& op) {
     timed(Part::optimizer, &Backend::fused_update, op);
 }
+void TimedBackend::spectral_update(const SpectralUpdate& op) {
+    timed(Part::optimizer, &Backend::spectral_update, op);
+}
 
 // ---- workspace ----------------------------------------------------------------------------------
 

@@ -121,6 +121,7 @@ class TimedBackend : public Backend {
     void apply(const Apply& op) override;
     size_t workspace_bytes(const FusedUpdate& op) const override;
     void fused_update(const FusedUpdate& op) override;
+    void spectral_update(const SpectralUpdate& op) override;
 
   private:
     template <class Body>

@@ -19,6 +19,7 @@
 #include <numeric>
 
 #include "llmc/core/error.h"
+#include "llmc/device/sublists.h"
 #include "llmc/norm/singular_values.h"
 
 namespace lmo {
@@ -243,6 +244,17 @@ class SpectralNorm : public Norm {
         for_equal_shapes(x, [&](std::span<const Tensor> run) {
             backend.newton_schulz(operation(backend, run, workspace));
         });
+    }
+
+    bool update(Backend& backend, const Momentum& momentum, const Apply& apply,
+                const Tensor& workspace) const override {
+        for_equal_shapes(momentum.x, [&](std::span<const Tensor> run) {
+            const size_t first = static_cast<size_t>(run.data() - momentum.x.data());
+            backend.spectral_update({some_of(momentum, first, run.size()),
+                                     operation(backend, {}, workspace),
+                                     some_of(apply, first, run.size())});
+        });
+        return true;
     }
 
     size_t workspace_bytes(const Backend& backend, std::span<const Tensor> x) const override {

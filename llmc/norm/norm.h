@@ -49,6 +49,11 @@ class Norm {
                            const Tensor& workspace) const = 0;
     // The same as what a FusedUpdate does on its way; none where it cannot.
     virtual std::optional<FusedDirection> fused() const { return {}; }
+    // Momentum, direction and `apply` (without x) to the same bits in fewer passes, in the memory
+    // of workspace_bytes; returns false, with nothing done, where there is no such operation.
+    virtual bool update(Backend&, const Momentum&, const Apply&, const Tensor&) const {
+        return false;
+    }
     virtual double scale(const Shape&) const { return 1.0; }
     virtual size_t workspace_bytes(const Backend& backend, std::span<const Tensor> x) const = 0;
     // ||x|| and the dual norm ||x||_* of a row-major tensor that was measured: exact, in fp64, and

@@ -146,10 +146,13 @@ void OptimizerGroup::cut(bool by_layer) {
 
 bool OptimizerGroup::needs_scratch() const { return config_.step.needs_dual() || keeps_gradient(); }
 
+bool OptimizerGroup::is_plain() const {
+    return !keeps_gradient() && !config_.alternate && config_.step.is_plain() &&
+           config_.post.type == PostType::none && config_.decay.type != DecayType::start;
+}
+
 std::optional<FusedDirection> OptimizerGroup::fused() const {
-    const bool more = keeps_gradient() || config_.alternate || !config_.step.is_plain() ||
-                      config_.post.type != PostType::none || config_.decay.type == DecayType::start;
-    const auto direction = more ? std::nullopt : norm_->fused();
+    const auto direction = is_plain() ? norm_->fused() : std::nullopt;
     const bool needs_adam_twice = direction && direction->type == FusedDirection::Type::frobenius &&
                                   config_.momentum.type == MomentumType::adam;
     return needs_adam_twice ? std::nullopt : direction;
@@ -321,9 +324,14 @@ std::vector<bool> OptimizerGroup::low_stable_rank(Backend& backend, const GroupP
 void OptimizerGroup::run(Backend& backend, const GroupPart& part, const GroupScalars& scalars,
                          const Tensor& workspace, int64_t update) const {
     const Direction main{norm_.get(), part.radius, config_.lr_scale};
-    if (const auto direction = fused()) {
-        return backend.fused_update({momentum_operation(part, scalars, update), *direction,
-                                     apply_operation(part, main, scalars), workspace});
+    if (is_plain()) {
+        const auto before = momentum_operation(part, scalars, update);
+        const Apply after = apply_operation(part, main, scalars);
+        if (const auto direction = fused()) {
+            return backend.fused_update({before, *direction, after, workspace});
+        }
+        const Momentum* linear = std::get_if<Momentum>(&before);
+        if (linear && norm_->update(backend, *linear, after, workspace)) return;
     }
     momentum(backend, part, scalars, update);
     if (!config_.alternate) return move(backend, part, main, scalars, workspace);

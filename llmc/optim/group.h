@@ -92,6 +92,8 @@ class OptimizerGroup {
         double lr_scale;
     };
     bool keeps_gradient() const { return config_.momentum.type == MomentumType::gradient; }
+    // Momentum, a direction and the step of the schedule's length, no more.
+    bool is_plain() const;
     // The direction of a FusedUpdate, where the stages are no more than one does.
     std::optional<FusedDirection> fused() const;
     std::variant<Momentum, Adam> momentum_operation(const GroupPart& part,

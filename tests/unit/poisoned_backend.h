@@ -66,6 +66,10 @@ class PoisonedBackend : public TimedBackend {
         TimedBackend::fused_update(op);
         damage_weight(op.apply);
     }
+    void spectral_update(const SpectralUpdate& op) override {
+        TimedBackend::spectral_update(op);
+        damage_weight(op.apply);
+    }
 
   private:
     void damage_weight(const Apply& op) {
