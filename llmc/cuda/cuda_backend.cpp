@@ -3,6 +3,7 @@
 
 #include "llmc/core/error.h"
 #include "llmc/cuda/check.h"
+#include "llmc/cuda/nccl_communicator.h"
 
 namespace lmo::cuda {
 
@@ -23,8 +24,8 @@ class CapturedGraph : public Graph {
     cudaStream_t stream_;
 };
 
-// The first device that this process sees; CUDA_VISIBLE_DEVICES chooses.
-cudaDeviceProp open_device() {
+// Of the devices that this process sees; CUDA_VISIBLE_DEVICES chooses.
+int count_devices() {
     int count = 0;
     const cudaError_t status = cudaGetDeviceCount(&count);
     if (status == cudaErrorInsufficientDriver) {  // also what a machine without any driver says
@@ -36,9 +37,25 @@ cudaDeviceProp open_device() {
         throw Error("no GPU: none is visible to this process");
     }
     check(status, "looking for a GPU");
-    check(cudaSetDevice(0), "opening GPU 0");
+    return count;
+}
+
+// A launcher may show every rank one device, its own: each of them is number 0.
+int device_number(const LocalRank& rank) {
+    const int count = count_devices();
+    if (count == 1) return 0;
+    if (rank.count <= count) return rank.number;
+    throw UsageError(std::to_string(rank.count) + " ranks on this machine, where " +
+                     std::to_string(count) +
+                     " GPUs are visible: every rank needs one of its own; start at most " +
+                     std::to_string(count) + " here, and look at CUDA_VISIBLE_DEVICES");
+}
+
+cudaDeviceProp open_device(int number) {
+    const std::string name = "GPU " + std::to_string(number);
+    check(cudaSetDevice(number), "opening " + name);
     cudaDeviceProp device{};
-    check(cudaGetDeviceProperties(&device, 0), "reading the properties of GPU 0");
+    check(cudaGetDeviceProperties(&device, number), "reading the properties of " + name);
     if (device.major < 8) {
         throw Error("CUDA: " + std::string(device.name) + " has compute capability " +
                     std::to_string(device.major) + "." + std::to_string(device.minor) +
@@ -49,7 +66,8 @@ cudaDeviceProp open_device() {
 
 }  // namespace
 
-CudaBackend::CudaBackend() : device_(open_device()), blas_(std::make_unique<Blas>()) {
+CudaBackend::CudaBackend(const LocalRank& rank)
+    : device_(open_device(device_number(rank))), blas_(std::make_unique<Blas>()) {
     check(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking), "making a stream");
 }
 
@@ -141,10 +159,31 @@ void CudaBackend::synchronize() {
     check(cudaStreamSynchronize(stream_), "waiting for the GPU");
 }
 
+// As nvidia-smi -L writes it.
+std::string CudaBackend::device_id() const {
+    std::string text = "GPU-";
+    for (const char byte : device_.uuid.bytes) {
+        constexpr char kDigits[] = "0123456789abcdef";
+        const size_t length = text.size();
+        if (length == 12 || length == 17 || length == 22 || length == 27) text += '-';
+        text += kDigits[static_cast<unsigned char>(byte) >> 4];
+        text += kDigits[static_cast<unsigned char>(byte) & 15];
+    }
+    return text;
+}
+
+std::string CudaBackend::make_communicator_id() { return make_nccl_id(); }
+
+std::unique_ptr<Communicator> CudaBackend::connect(const std::string& id, int rank, int ranks) {
+    return std::make_unique<NcclCommunicator>(id, rank, ranks, stream_);
+}
+
 }  // namespace lmo::cuda
 
 namespace lmo {
 
-std::unique_ptr<Backend> make_cuda_backend() { return std::make_unique<cuda::CudaBackend>(); }
+std::unique_ptr<Backend> make_cuda_backend(const LocalRank& rank) {
+    return std::make_unique<cuda::CudaBackend>(rank);
+}
 
 }  // namespace lmo

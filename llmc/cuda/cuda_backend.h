@@ -17,7 +17,8 @@ namespace lmo::cuda {
 
 class CudaBackend : public Backend {
   public:
-    CudaBackend();  // Error where there is no usable device
+    // Error where there is no usable device, UsageError where there are too few.
+    explicit CudaBackend(const LocalRank& rank = {});
     ~CudaBackend() override;
     CudaBackend(const CudaBackend&) = delete;
     CudaBackend& operator=(const CudaBackend&) = delete;
@@ -38,6 +39,10 @@ class CudaBackend : public Backend {
 
     std::unique_ptr<Graph> capture(std::function<void()> body) override;
     void synchronize() override;
+
+    std::string device_id() const override;
+    std::string make_communicator_id() override;
+    std::unique_ptr<Communicator> connect(const std::string& id, int rank, int ranks) override;
 
     size_t workspace_bytes(const Gemm& op) const override;
     size_t workspace_bytes(const SymmetricProduct& op) const override;

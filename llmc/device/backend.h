@@ -28,6 +28,7 @@
 #include <variant>
 
 #include "llmc/core/tensor.h"
+#include "llmc/device/communicator.h"
 
 namespace lmo {
 
@@ -457,13 +458,30 @@ class Backend {
     virtual void fused_update(const FusedUpdate&) = 0;
     virtual void spectral_update(const SpectralUpdate&) = 0;
 
+    // Several ranks. device_id: which device of all machines this is; "" on the processor, whose
+    // ranks exchange tensors in host memory. Else one rank makes an id for all, and each connects
+    // with it: to be awaited by ended(). Both throw Error where the library is missing.
+    virtual std::string device_id() const { return {}; }
+    virtual std::string make_communicator_id() { return {}; }
+    virtual std::unique_ptr<Communicator> connect(const std::string& /*id*/, int /*rank*/,
+                                                  int /*ranks*/) {
+        return nullptr;
+    }
+
     // Text that grows.
     virtual size_t workspace_bytes(const AttentionOne&) const = 0;
     virtual void attention_one(const AttentionOne&) = 0;
 };
 
+// Of the ranks of a run on this machine, the one that a backend is made for.
+struct LocalRank {
+    int number = 0, count = 1;
+};
+
 // The makers; each backend's folder defines its own.
 std::unique_ptr<Backend> make_cpu_backend(int threads);  // 0: all cores of this process
-std::unique_ptr<Backend> make_cuda_backend();            // device 0 of those visible; Error if none
+// The visible device with the number of the rank; the only one where the launcher shows each rank
+// one. Throws Error where there is none, UsageError where there are fewer than ranks.
+std::unique_ptr<Backend> make_cuda_backend(const LocalRank& rank = {});
 
 }  // namespace lmo

@@ -229,6 +229,51 @@ void Mesh::lost(const Peer& peer) {
          index(peer));
 }
 
+void Mesh::begin_watch(const char* what) {
+    what_ = what;
+    said_alive_ = Clock::now();
+    for (Peer& peer : peers_) peer.heard = said_alive_;
+}
+
+void Mesh::watch() {
+    const auto since = [](Clock::time_point time) {
+        return std::chrono::duration<double>(Clock::now() - time).count();
+    };
+    if (since(said_alive_) >= std::min(1.0, timeout_ / 4)) {
+        said_alive_ = Clock::now();
+        send_alive();
+    }
+    std::vector<int> silent;
+    for (Peer& peer : peers_) {
+        if (!peer.socket.open()) continue;
+        look_at(peer);
+        if (since(peer.heard) > timeout_) silent.push_back(index(peer));
+    }
+    if (silent.empty()) return;
+    fail(ranks_text(silent) + " gave no sign of life in '" + what_ + "' for " +
+             seconds_text(timeout_) +
+             " (run.rank_timeout), so all ranks stop; a stopped or overloaded machine?",
+         silent.front());
+}
+
+// Data belongs to the next exchange and stays where it is; who has sent it waits there.
+void Mesh::look_at(Peer& peer) {
+    pollfd file{peer.socket.file(), POLLIN | POLLRDHUP, 0};
+    if (::poll(&file, 1, 0) <= 0) return;
+    if (file.revents & (POLLRDHUP | POLLHUP | POLLERR)) lost(peer);
+    Header header;
+    const auto peek = [&] {
+        const int flags = MSG_PEEK | MSG_DONTWAIT;
+        return ::recv(peer.socket.file(), &header, sizeof header, flags) == sizeof header;
+    };
+    while (peek()) {
+        peer.heard = Clock::now();
+        if (header.kind == Kind::data) return;
+        if (header.kind == Kind::failure) lost(peer);
+        receive_all(peer.socket, &header, sizeof header, 0.0);
+    }
+}
+
 bool Mesh::wait_for_end(int rank, double seconds) {
     Peer& peer = peers_[static_cast<size_t>(rank)];
     const Timer timer;

@@ -54,6 +54,12 @@ class Mesh {
     // Tells every rank that still waits for this one that it is alive. Not during exchange().
     void send_alive();
 
+    // While this rank waits for something that all ranks do without this mesh, between two
+    // exchanges: says that it lives and looks whether the others do. Throws RanksFailed as
+    // exchange does. `what` names what they do; begin_watch first.
+    void begin_watch(const char* what);
+    void watch();
+
     // This rank gives up: the others get `text`, and `printer` shows it.
     void tell_failure(const std::string& text, ExitStatus status, int printer);
     // Waits until a rank has closed its connection; false: it has not within `seconds`.
@@ -94,6 +100,7 @@ class Mesh {
     Read receive_some(Peer& peer, bool draining);
     void require_expected(const Peer& peer);
     void require_in_time();
+    void look_at(Peer& peer);
     [[noreturn]] void fail(const std::string& text, int culprit);
     [[noreturn]] void adopt(const Peer& peer);
     [[noreturn]] void lost(const Peer& peer);
@@ -101,6 +108,7 @@ class Mesh {
 
     int rank_;
     double timeout_ = 60.0;
+    Clock::time_point said_alive_;
     uint64_t serial_ = 0;    // of the collective that is under way
     const char* what_ = "";  // and its name
     int64_t bytes_sent_ = 0;

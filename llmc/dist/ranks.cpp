@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <condition_variable>
+#include <cstdio>
 #include <cstring>
 #include <mutex>
 #include <thread>
@@ -151,6 +152,29 @@ bool Ranks::fails(const Error& error, std::string& text) {
     }
     // The one who speaks closes its connections after it has spoken.
     return printer == rank_ || !mesh_->wait_for_end(printer, mesh_->timeout());
+}
+
+Ranks::Watch::Watch(Ranks& ranks, const char* what) : ranks_(ranks), what_(what) {
+    if (ranks.mesh_) ranks.mesh_->begin_watch(what);
+}
+
+void Ranks::Watch::look() {
+    constexpr int64_t kEager = 1000;  // calls that cost as little as they can
+    constexpr double kLookSeconds = 0.01;
+    if (++calls_ < kEager) {
+        std::this_thread::yield();
+    } else {
+        std::this_thread::sleep_for(std::chrono::microseconds(50));
+    }
+    if (!ranks_.mesh_ || since_look_.seconds() < kLookSeconds) return;
+    since_look_.restart();
+    ranks_.mesh_->watch();
+    if (since_start_.seconds() < ranks_.mesh_->timeout()) return;
+    char seconds[32];
+    std::snprintf(seconds, sizeof seconds, "%g s", ranks_.mesh_->timeout());
+    throw Error(std::string("'") + what_ + "' did not end within " + seconds +
+                " (run.rank_timeout), though all ranks live and take part; do the devices reach "
+                "each other?");
 }
 
 struct Ranks::Alive::Thread {

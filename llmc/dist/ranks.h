@@ -14,6 +14,7 @@
 #include <type_traits>
 #include <vector>
 
+#include "llmc/core/timer.h"
 #include "llmc/dist/mesh.h"
 #include "llmc/dist/ownership.h"
 #include "llmc/dist/place.h"
@@ -61,6 +62,14 @@ class Ranks {
         return all;
     }
     bool any(bool mine, const char* what);
+
+    // Waits for what all ranks do together without these collectives, until ended() says so;
+    // the others are watched, as in a collective.
+    template <typename Ended>
+    void wait_together(const char* what, Ended ended) {
+        Watch watch(*this, what);
+        while (!ended()) watch.look();
+    }
     void barrier(const char* what) { any(false, what); }
     // Of rank 0, on all ranks.
     void broadcast(void* data, size_t bytes, const char* what);
@@ -94,6 +103,19 @@ class Ranks {
       private:
         struct Thread;
         std::unique_ptr<Thread> thread_;
+    };
+
+    // Looks after the other ranks now and then, more seldom the longer it takes.
+    class Watch {
+      public:
+        Watch(Ranks& ranks, const char* what);
+        void look();
+
+      private:
+        Ranks& ranks_;
+        const char* what_;
+        Timer since_start_, since_look_;
+        int64_t calls_ = 0;
     };
 
     template <typename T>

@@ -13,40 +13,26 @@ namespace lmo {
 
 // Present where the CUDA backend is linked in: the build decides, not a macro.
 // NOLINTNEXTLINE(readability-redundant-declaration): only this declaration is weak
-std::unique_ptr<Backend> make_cuda_backend() __attribute__((weak));
+std::unique_ptr<Backend> make_cuda_backend(const LocalRank& rank) __attribute__((weak));
 
-namespace {
-
-void refuse_several_gpus(int ranks) {
-    if (ranks == 1) return;
-    throw UsageError("training on " + std::to_string(ranks) +
-                     " GPUs is not part of this version (NCCL is not used yet); use --device cpu, "
-                     "or one rank");
-}
-
-}  // namespace
-
-std::unique_ptr<Backend> make_backend(const std::string& device, int threads, int ranks) {
+std::unique_ptr<Backend> make_backend(const std::string& device, int threads,
+                                      const LocalRank& rank) {
     if (device != "auto" && device != "cpu" && device != "cuda") {
         throw UsageError("device \"" + device + "\" is unknown; expected auto, cpu or cuda");
     }
     if (device == "cuda") {
-        refuse_several_gpus(ranks);
-        if (make_cuda_backend) return make_cuda_backend();
+        if (make_cuda_backend) return make_cuda_backend(rank);
         throw UsageError(
             "device \"cuda\": this build has no CUDA backend; use auto or cpu, or install a CUDA "
             "toolkit and run make again");
     }
     if (device == "auto" && make_cuda_backend) {
-        std::unique_ptr<Backend> backend;
         try {
-            backend = make_cuda_backend();
+            return make_cuda_backend(rank);
+        } catch (const UsageError&) {
+            throw;  // there are GPUs, and not enough: the ranks before this one have taken them
         } catch (const Error& error) {
             std::fprintf(stderr, "%s: using the CPU\n", error.what());
-        }
-        if (backend) {
-            refuse_several_gpus(ranks);
-            return backend;
         }
     }
     return make_cpu_backend(threads);

@@ -12,8 +12,9 @@
 namespace lmo {
 
 // "auto", "cpu" or "cuda". Throws UsageError for a device that this build or machine does not have,
-// and for a GPU where it is one of several ranks' (there is no NCCL yet).
-std::unique_ptr<Backend> make_backend(const std::string& device, int threads, int ranks = 1);
+// and where there are fewer GPUs than ranks.
+std::unique_ptr<Backend> make_backend(const std::string& device, int threads,
+                                      const LocalRank& rank = {});
 
 ModelPrecision choose_precision(const Config& config, const Backend& backend);
 

@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstdio>
 #include <limits>
 
 #include "llmc/core/error.h"
@@ -45,6 +46,49 @@ int threads_of_a_rank(Ranks& ranks) {
     return *std::min_element(all.begin(), all.end());
 }
 
+// Ranks that share a machine's GPUs. Containers on one machine have names of their own.
+uint64_t machine() {
+    char host[256] = "", boot[64] = "";
+    ::gethostname(host, sizeof host - 1);
+    const std::unique_ptr<FILE, int (*)(FILE*)> file(
+        std::fopen("/proc/sys/kernel/random/boot_id", "r"), &std::fclose);
+    if (file) boot[std::fread(boot, 1, sizeof boot - 1, file.get())] = '\0';
+    return fingerprint(std::string(host) + boot);
+}
+
+LocalRank local_rank(Ranks& ranks) {
+    const std::vector<uint64_t> all = ranks.gather(machine(), "machines");
+    const auto own = all.begin() + ranks.rank();
+    return {static_cast<int>(std::count(all.begin(), own, *own)),
+            static_cast<int>(std::count(all.begin(), all.end(), *own))};
+}
+
+// Two ranks on one GPU would wait for each other for ever. On one machine they have the same one
+// only where they see no other.
+void require_own_devices(const Backend& backend, Ranks& ranks) {
+    struct Device {
+        uint64_t machine, id;
+    };
+    const std::string id = backend.device_id();
+    const std::vector<Device> all = ranks.gather(Device{machine(), fingerprint(id)}, "devices");
+    if (id.empty()) return;
+    for (size_t second = 0; second < all.size(); ++second) {
+        for (size_t first = 0; first < second; ++first) {
+            if (all[first].id != all[second].id) continue;
+            const bool together = all[first].machine == all[second].machine;
+            const std::string both =
+                "ranks " + std::to_string(first) + " and " + std::to_string(second);
+            const std::string text =
+                together ? both + " are on one machine and see 1 GPU, the same: every rank needs "
+                                  "one of its own; start at most 1 there"
+                         : both + " have the same GPU: every rank needs one of its own; show no "
+                                  "two containers the same ones";
+            throw RanksFailed(text + ", and look at CUDA_VISIBLE_DEVICES", ExitStatus::usage_error,
+                              0);  // every rank knows
+        }
+    }
+}
+
 }  // namespace
 
 void require_same_on_all(const Config& config, Ranks& ranks) {
@@ -63,13 +107,15 @@ void require_same_on_all(const Config& config, Ranks& ranks) {
 std::unique_ptr<Backend> make_rank_backend(const Config& config, Ranks& ranks) {
     if (ranks.size() == 1) return make_backend(config.run.device, config.run.threads);
     const int threads = config.run.threads > 0 ? config.run.threads : threads_of_a_rank(ranks);
-    std::unique_ptr<Backend> backend = make_backend(config.run.device, threads, ranks.size());
+    std::unique_ptr<Backend> backend =
+        make_backend(config.run.device, threads, local_rank(ranks));
     const std::string own = backend->describe();
     const std::string first = ranks.broadcast(own, "device of rank 0");
     ranks.require_equal(fingerprint(own), "device",
                         "computes on another device than rank 0 (" + first +
                             "), so their weights would drift apart; set run.threads, and use "
                             "machines with the same processor features");
+    require_own_devices(*backend, ranks);
     return backend;
 }
 

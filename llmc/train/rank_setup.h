@@ -13,8 +13,9 @@ namespace lmo {
 void require_same_on_all(const Config& config, Ranks& ranks);
 
 // The backend of this rank. run.threads = 0: the cores that this process may use, shared with the
-// ranks that may use the same ones, and as many on all ranks. Throws UsageError for several ranks
-// on GPUs.
+// ranks that may use the same ones, and as many on all ranks. On GPUs each rank has one of its own.
+// Throws UsageError where they are too few, RanksFailed where two ranks see the same one, or
+// devices of different kinds.
 std::unique_ptr<Backend> make_rank_backend(const Config& config, Ranks& ranks);
 
 // FNV-1a of some bytes, after what `start` is the fingerprint of.

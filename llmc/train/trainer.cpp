@@ -32,21 +32,24 @@ ExitStatus train(Config config, const std::string& resume, Ranks& ranks) {
     });
     checkpoint = ranks.broadcast(checkpoint, "name of the checkpoint");
     const std::unique_ptr<Backend> backend = make_rank_backend(config, ranks);
+    // Connections take memory of the devices: they come first.
+    const std::unique_ptr<Collectives> collectives = make_collectives(*backend, ranks);
     const ModelPrecision precision = choose_precision(config, *backend);
     require_memory(
         *backend, config.model, precision, config.batch.micro_batch,
         memory_of_stages(*backend, config, precision.master, ranks.rank(), ranks.size()));
-    Trainer trainer(config, *backend, checkpoint, ranks);
+    Trainer trainer(config, *backend, checkpoint, ranks, *collectives);
     const ExitStatus status = trainer.run();
     ranks.barrier("end");
     return status;
 }
 
 Trainer::Trainer(const Config& config, Backend& backend, const std::string& checkpoint,
-                 Ranks& ranks)
+                 Ranks& ranks, Collectives& collectives)
     : config_(config),
       backend_(backend),
       ranks_(ranks),
+      collectives_(collectives),
       arena_(backend),
       parameters_(llama_parameters(config.model)),
       precision_(choose_precision(config, backend)),
@@ -104,7 +107,8 @@ ExitStatus Trainer::run() {
             (drifting_ ? "rates and weights of its own"
              : alone_ ? "updates of its own, and " + std::to_string(config_.optimizer.outer.every) +
                             " between two meetings"
-                      : "the steps of " + sharding_.describe()));
+                      : "the steps of " + sharding_.describe()) +
+            "; by " + collectives_.describe());
     }
     if (ranks_.first()) clean_up();
     if (step_ >= config_.run.steps) {

@@ -10,6 +10,7 @@
 #include "llmc/data/loader.h"
 #include "llmc/data/tokenizer.h"
 #include "llmc/device/arena.h"
+#include "llmc/dist/collectives.h"
 #include "llmc/dist/ranks.h"
 #include "llmc/io/console.h"
 #include "llmc/io/metrics.h"
@@ -37,7 +38,8 @@ class Trainer {
   public:
     // Takes all memory, and starts the weights: from `checkpoint` if not empty, else from init.from
     // or at random.
-    Trainer(const Config& config, Backend& backend, const std::string& checkpoint, Ranks& ranks);
+    Trainer(const Config& config, Backend& backend, const std::string& checkpoint, Ranks& ranks,
+            Collectives& collectives);
 
     ExitStatus run();
 
@@ -79,8 +81,6 @@ class Trainer {
     std::unique_ptr<Loader> make_loader(uint64_t seed, int64_t position);
     int64_t micro_batches(bool small = false) const;  // of this rank in a batch
     BatchLoss combine(const LocalLoss& local);
-    template <typename Change>
-    void on_host(const Tensor& tensor, Change change);
     void sum_gradients(bool everywhere);
     void sum_over_ranks(const Tensor& flat, bool everywhere);
     double gradient_norm();
@@ -157,6 +157,7 @@ class Trainer {
     const Config& config_;
     Backend& backend_;
     Ranks& ranks_;
+    Collectives& collectives_;
     Arena arena_;
     ParameterList parameters_;
     ModelPrecision precision_;
@@ -187,7 +188,6 @@ class Trainer {
     Console console_;
     StopSignals signals_;
 
-    std::vector<std::byte> host_;          // gradients or weights between ranks
     uint64_t decisions_ = 0;               // fingerprint of rates and norms, alike on all ranks
     std::vector<double> initial_squares_;  // of the initial weights, for rollback to recognise them
     double peak_flops_ = 0.0;

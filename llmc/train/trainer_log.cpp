@@ -88,7 +88,7 @@ void Trainer::log_schedule() {
 void Trainer::log_summary() {
     const double tokens =
         static_cast<double>(samples_here_) * static_cast<double>(config_.model.seq_len);
-    double sent = static_cast<double>(ranks_.bytes_sent());  // of this process, like the updates
+    double sent = static_cast<double>(collectives_.bytes_sent());  // of this process, like the updates
     ranks_.sum(&sent, 1, "bytes sent");
     const std::vector<size_t> memory = ranks_.gather(arena_.total(), "memory");
     record({{"type", "summary"},

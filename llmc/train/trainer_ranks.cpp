@@ -4,7 +4,6 @@
 // same is checked: every update compares a fingerprint of all rates and norms so far, every
 // checkpoint the weights.
 #include <algorithm>
-#include <cassert>
 #include <cmath>
 #include <map>
 
@@ -18,6 +17,23 @@ namespace {
 // How a checkpoint calls what rank `rank` has for itself.
 std::string name_on_rank(const std::string& name, int rank) {
     return rank == 0 ? name : name + ".rank" + std::to_string(rank);
+}
+
+// A sum over slots that only their rank fills is the collection of all.
+template <typename T>
+void share_largest(Backend& backend, const Tensor& tensor, Ranks& ranks) {
+    const size_t count = static_cast<size_t>(tensor.count());
+    std::vector<T> values(count);
+    backend.copy_out(values.data(), tensor);
+    std::vector<double> all(count * static_cast<size_t>(ranks.size()), 0.0);
+    std::copy(values.begin(), values.end(),
+              all.begin() + ranks.rank() * static_cast<int64_t>(count));
+    ranks.sum(all.data(), static_cast<int64_t>(all.size()), "largest attention scores");
+    for (size_t i = 0; i < all.size(); ++i) {
+        T& largest = values[i % count];
+        largest = std::max(largest, static_cast<T>(all[i]));
+    }
+    backend.copy_in(tensor, values.data());
 }
 
 }  // namespace
@@ -61,31 +77,14 @@ Trainer::BatchLoss Trainer::combine(const LocalLoss& local) {
     return {sum.mean_part, compat.rank0 ? size * part(all[0]) : part(sum), norm};
 }
 
-// Changes a tensor of master type in host memory, where the other ranks can reach it.
-template <typename Change>
-void Trainer::on_host(const Tensor& tensor, Change change) {
-    if (ranks_.size() == 1) return;
-    host_.resize(tensor.bytes());
-    backend_.copy_out(host_.data(), tensor);
-    if (tensor.dtype == DType::f64) {
-        change(reinterpret_cast<double*>(host_.data()));
-    } else {
-        assert(tensor.dtype == DType::f32);
-        change(reinterpret_cast<float*>(host_.data()));
-    }
-    backend_.copy_in(tensor, host_.data());
-}
-
 void Trainer::sum_over_ranks(const Tensor& flat, bool everywhere) {
-    const int64_t before = ranks_.bytes_sent();
-    on_host(flat, [&](auto* values) {
-        if (everywhere || drifting_) {
-            ranks_.sum(values, flat.count(), "sum of gradients");
-        } else {
-            ranks_.sum_to_owners(values, sharding_.pieces, "sum of gradients");
-        }
-    });
-    sent_up_ += ranks_.bytes_sent() - before;
+    const int64_t before = collectives_.bytes_sent();
+    if (everywhere || drifting_) {
+        collectives_.sum(flat, "sum of gradients");
+    } else {
+        collectives_.sum_to_owners(flat, sharding_.pieces, "sum of gradients");
+    }
+    sent_up_ += collectives_.bytes_sent() - before;
 }
 
 // Nothing where ranks work alone. With error feedback, what the optimizer is to step by.
@@ -94,9 +93,9 @@ void Trainer::sum_gradients(bool everywhere) {
     if (ErrorFeedback* feedback = stages_.feedback ? &*stages_.feedback : nullptr) {
         feedback->smooth(gradients_, applied());
         if (feedback->compresses_up(applied())) {
-            const int64_t before = ranks_.bytes_sent();
+            const int64_t before = collectives_.bytes_sent();
             feedback->send_up(gradients_, ranks_);
-            sent_up_ += ranks_.bytes_sent() - before;
+            sent_up_ += collectives_.bytes_sent() - before;
         } else {
             feedback->before_sum(gradients_);
             sum_over_ranks(gradients_.flat, false);
@@ -122,32 +121,22 @@ void Trainer::add_up_owned(std::vector<double>& sums) {
 }
 
 void Trainer::share_weights() {
-    const int64_t before = ranks_.bytes_sent();
+    const int64_t before = collectives_.bytes_sent();
     if (stages_.feedback && stages_.feedback->compresses_down()) {
         stages_.feedback->send_down(weights_.master(), ranks_);
         weights_.refresh_copies();
     } else if (ranks_.size() > 1 && !drifting_) {
-        on_host(weights_.master().flat,
-                [&](auto* values) { ranks_.share(values, sharding_.pieces, "new weights"); });
+        collectives_.share(weights_.master().flat, sharding_.pieces, "new weights");
         weights_.refresh_copies();
     }
-    sent_down_ = ranks_.bytes_sent() - before;
+    sent_down_ = collectives_.bytes_sent() - before;
 }
 
 // The mean of the weights of all ranks, on the owners.
 void Trainer::average_weights() {
-    const int64_t before = ranks_.bytes_sent();
-    on_host(weights_.master().flat, [&](auto* values) {
-        ranks_.sum_to_owners(values, sharding_.pieces, "sum of weights");
-        using Value = std::decay_t<decltype(*values)>;
-        const Value size = static_cast<Value>(ranks_.size());
-        for (const Piece& piece : sharding_.pieces) {
-            if (piece.owner != ranks_.rank()) continue;
-            Value* const own = values + piece.offset;
-            for (int64_t i = 0; i < piece.count; ++i) own[i] /= size;
-        }
-    });
-    sent_up_ += ranks_.bytes_sent() - before;
+    const int64_t before = collectives_.bytes_sent();
+    collectives_.mean_to_owners(weights_.master().flat, sharding_.pieces, "sum of weights");
+    sent_up_ += collectives_.bytes_sent() - before;
 }
 
 // Bytes that all ranks sent for this update: gradients (or weights to be averaged), new weights.
@@ -163,20 +152,16 @@ void Trainer::add_traffic(nlohmann::ordered_json& line) {
     line["down_bytes"] = static_cast<int64_t>(sent[1]);
 }
 
-// The largest scores are of the whole batch. A sum over slots that only their rank fills is the
-// collection of all.
+// The largest scores are of the whole batch. There are few of them: on every device they are taken
+// through host memory.
 void Trainer::share_head_maxima() {
-    if (drifting_) return;
-    on_host(model_.head_maxima(), [&](auto* values) {
-        const int64_t count = model_.head_maxima().count();
-        std::vector<double> all(static_cast<size_t>(count * ranks_.size()), 0.0);
-        std::copy(values, values + count, all.begin() + ranks_.rank() * count);
-        ranks_.sum(all.data(), static_cast<int64_t>(all.size()), "largest attention scores");
-        for (size_t i = 0; i < all.size(); ++i) {
-            auto& largest = values[i % static_cast<size_t>(count)];
-            largest = std::max(largest, static_cast<std::decay_t<decltype(largest)>>(all[i]));
-        }
-    });
+    if (drifting_ || ranks_.size() == 1) return;
+    const Tensor& maxima = model_.head_maxima();
+    if (maxima.dtype == DType::f64) {
+        share_largest<double>(backend_, maxima, ranks_);
+    } else {
+        share_largest<float>(backend_, maxima, ranks_);
+    }
 }
 
 // The states of all ranks in the order of one, on rank 0: those of others in host memory. What

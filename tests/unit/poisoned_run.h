@@ -94,7 +94,8 @@ class PoisonedRun : public ::testing::Test {
         try {
             const RunLock lock(c.run.dir);
             Ranks alone;
-            Trainer trainer(c, backend_, find_checkpoint(c, "auto"), alone);
+            const auto nothing = make_collectives(backend_, alone);
+            Trainer trainer(c, backend_, find_checkpoint(c, "auto"), alone, *nothing);
             status_ = trainer.run();
         } catch (const Error& e) {
             error = e.what();

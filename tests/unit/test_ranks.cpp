@@ -288,6 +288,69 @@ TEST(Ranks, EvenExchangesAreTakenWhereOwnersAreNotEven) {
     }
 }
 
+// What ranks do outside of these collectives, such as those of their devices.
+TEST(Ranks, WaitTogether) {
+    const auto errors = on_ranks(3, meeting("together"), [](Ranks& ranks) {
+        const Timer timer;
+        ranks.barrier("start");
+        ranks.wait_together("test", [&] { return timer.seconds() > 0.02 * ranks.rank(); });
+        EXPECT_EQ(ranks.gather(ranks.rank(), "after"), (std::vector<int>{0, 1, 2}));
+    });
+    EXPECT_EQ(errors, no_errors(3));
+}
+
+// The first has gone on to the next collective, whose data wait for the others.
+TEST(Ranks, WaitTogetherAfterOtherRanks) {
+    const auto errors = on_ranks(2, meeting("after"), [](Ranks& ranks) {
+        ranks.set_timeout(2.5);
+        const Timer timer;
+        ranks.wait_together("test", [&] { return ranks.first() || timer.seconds() > 1.5; });
+        EXPECT_EQ(ranks.gather(ranks.rank() + 5, "next"), (std::vector<int>{5, 6}));
+    });
+    EXPECT_EQ(errors, no_errors(2));
+}
+
+TEST(Ranks, WhatGoesWrongWhileTheyWaitTogether) {
+    const auto never = [] { return false; };
+    auto errors = on_ranks(3, meeting("gone"), [&](Ranks& ranks) {
+        ranks.barrier("start");
+        if (ranks.rank() == 1) return;  // ends without a word
+        ranks.wait_together("test", never);
+    });
+    EXPECT_EQ(errors[1], "");
+    for (const int r : {0, 2}) {
+        EXPECT_EQ(errors[static_cast<size_t>(r)].substr(0, 39),
+                  "rank 1 ended without a word at 'test', ");
+    }
+    errors = on_ranks(2, meeting("fails"), [&](Ranks& ranks) {
+        ranks.barrier("start");
+        if (ranks.rank() == 1) {
+            std::string text;
+            ranks.fails(Error("no disk"), text);
+            return;
+        }
+        ranks.wait_together("test", never);
+    });
+    EXPECT_EQ(errors[0], "rank 1: no disk");
+    errors = on_ranks(2, meeting("silent"), [&](Ranks& ranks) {
+        ranks.set_timeout(0.3);
+        ranks.barrier("start");
+        if (ranks.rank() == 1) {
+            std::this_thread::sleep_for(std::chrono::milliseconds(900));
+            return;
+        }
+        ranks.wait_together("test", never);
+    });
+    EXPECT_EQ(errors[0].substr(0, 50), "rank 1 gave no sign of life in 'test' for 0.3 s (r");
+    errors = on_ranks(2, meeting("endless"), [&](Ranks& ranks) {
+        ranks.set_timeout(1.5);
+        ranks.barrier("start");
+        ranks.wait_together("test", never);
+    });
+    EXPECT_NE((errors[0] + errors[1]).find("'test' did not end within 1.5 s (run.rank_timeout), though"),
+              std::string::npos);
+}
+
 TEST(Ranks, OneHandsToTheFirst) {
     const auto errors = on_ranks(3, meeting("hand"), [](Ranks& ranks) {
         for (const int owner : {0, 1, 2}) {

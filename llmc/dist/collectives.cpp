@@ -1,0 +1,176 @@
+#include "llmc/dist/collectives.h"
+
+#include <cassert>
+#include <exception>
+
+namespace lmo {
+
+namespace {
+
+class HostCollectives : public Collectives {
+  public:
+    HostCollectives(Backend& backend, Ranks& ranks) : backend_(backend), ranks_(ranks) {}
+
+    void sum(const Tensor& tensor, const char* what) override {
+        on_host(tensor, [&](auto* values) { ranks_.sum(values, tensor.count(), what); });
+    }
+    void sum_to_owners(const Tensor& flat, const std::vector<Piece>& pieces,
+                       const char* what) override {
+        on_host(flat, [&](auto* values) { ranks_.sum_to_owners(values, pieces, what); });
+    }
+    void mean_to_owners(const Tensor& flat, const std::vector<Piece>& pieces,
+                        const char* what) override {
+        on_host(flat, [&](auto* values) {
+            ranks_.sum_to_owners(values, pieces, what);
+            using Value = std::decay_t<decltype(*values)>;
+            const Value size = static_cast<Value>(ranks_.size());
+            for (const Piece& piece : pieces) {
+                if (piece.owner != ranks_.rank()) continue;
+                Value* const own = values + piece.offset;
+                for (int64_t i = 0; i < piece.count; ++i) own[i] /= size;
+            }
+        });
+    }
+    void share(const Tensor& flat, const std::vector<Piece>& pieces, const char* what) override {
+        on_host(flat, [&](auto* values) { ranks_.share(values, pieces, what); });
+    }
+    int64_t bytes_sent() const override { return ranks_.bytes_sent(); }
+    std::string describe() const override { return "sockets"; }
+
+  private:
+    template <typename Change>
+    void on_host(const Tensor& tensor, Change change) {
+        if (ranks_.size() == 1) return;
+        host_.resize(tensor.bytes());
+        backend_.copy_out(host_.data(), tensor);
+        if (tensor.dtype == DType::f64) {
+            change(reinterpret_cast<double*>(host_.data()));
+        } else {
+            assert(tensor.dtype == DType::f32);
+            change(reinterpret_cast<float*>(host_.data()));
+        }
+        backend_.copy_in(tensor, host_.data());
+    }
+
+    Backend& backend_;
+    Ranks& ranks_;
+    std::vector<std::byte> host_;
+};
+
+// The ranks meet over the sockets before each collective, so that one that is missing or does
+// something else is named, and are watched there until it has ended.
+class DeviceCollectives : public Collectives {
+  public:
+    DeviceCollectives(Backend& backend, Ranks& ranks) : backend_(backend), ranks_(ranks) {
+        const std::string id =
+            ranks.broadcast(ranks.first() ? backend.make_communicator_id() : "", "id of all GPUs");
+        communicator_ = backend.connect(id, ranks.rank(), ranks.size());
+        wait("connection of the GPUs", [] {});
+    }
+
+    void sum(const Tensor& tensor, const char* what) override {
+        run(what, [&] { communicator_->sum(tensor); });
+        const int64_t ranks = ranks_.size();
+        bytes_sent_ += 2 * (ranks - 1) * static_cast<int64_t>(tensor.bytes()) / ranks;
+    }
+    void sum_to_owners(const Tensor& flat, const std::vector<Piece>& pieces,
+                       const char* what) override {
+        run(what, [&] { communicator_->sum_to_owners(parts(flat, pieces)); });
+        bytes_sent_ += owned_bytes(flat, pieces, false);
+    }
+    void mean_to_owners(const Tensor& flat, const std::vector<Piece>& pieces,
+                        const char* what) override {
+        sum_to_owners(flat, pieces, what);
+        std::vector<Tensor> own;
+        for (const OwnedTensor& part : parts(flat, pieces)) {
+            if (part.owner == ranks_.rank()) own.push_back(part.tensor);
+        }
+        const double part = 1.0 / static_cast<double>(ranks_.size());
+        if (!own.empty()) backend_.momentum({own, {}, {}, 0.0, part, 0.0, 0.0});
+    }
+    void share(const Tensor& flat, const std::vector<Piece>& pieces, const char* what) override {
+        run(what, [&] { communicator_->share(parts(flat, pieces)); });
+        bytes_sent_ += (ranks_.size() - 1) * owned_bytes(flat, pieces, true);
+    }
+    int64_t bytes_sent() const override { return bytes_sent_ + ranks_.bytes_sent(); }
+    std::string describe() const override { return communicator_->describe(); }
+
+  private:
+    template <typename Issue>
+    void run(const char* what, Issue issue) {
+        ranks_.barrier(what);
+        wait(what, issue);
+    }
+
+    // Issues something and waits for its end. A rank that is gone is often noticed by the library
+    // first, which does not know who it was: the sockets tell within moments. What is under way
+    // must not keep the device, or this process, waiting.
+    template <typename Issue>
+    void wait(const char* what, Issue issue) {
+        constexpr double kPatience = 1.0;
+        std::exception_ptr reported;
+        Timer since_report;
+        const auto unless_reported = [&](auto action) {
+            try {
+                return action();
+            } catch (const Error&) {
+                reported = std::current_exception();
+                since_report.restart();
+                return false;
+            }
+        };
+        try {
+            unless_reported([&] { return issue(), true; });
+            ranks_.wait_together(what, [&] {
+                if (!reported) return unless_reported([&] { return communicator_->ended(); });
+                if (since_report.seconds() > kPatience) std::rethrow_exception(reported);
+                return false;
+            });
+        } catch (...) {
+            communicator_->abort();
+            throw;
+        }
+    }
+
+    // Pieces of one owner that follow one another are one part.
+    static std::vector<OwnedTensor> parts(const Tensor& flat, const std::vector<Piece>& pieces) {
+        std::vector<OwnedTensor> parts;
+        int64_t end = -1;  // of the last part
+        for (const Piece& piece : pieces) {
+            if (piece.count == 0) continue;
+            Tensor tensor = flat.slice(piece.offset, {piece.count});
+            if (!parts.empty() && parts.back().owner == piece.owner && end == piece.offset) {
+                Tensor& last = parts.back().tensor;
+                last.shape = {last.count() + piece.count};
+            } else {
+                parts.push_back({tensor, piece.owner});
+            }
+            end = piece.offset + piece.count;
+        }
+        return parts;
+    }
+
+    int64_t owned_bytes(const Tensor& flat, const std::vector<Piece>& pieces, bool own) const {
+        int64_t count = 0;
+        for (const Piece& piece : pieces) {
+            if ((piece.owner == ranks_.rank()) == own) count += piece.count;
+        }
+        return count * static_cast<int64_t>(size_of(flat.dtype));
+    }
+
+    Backend& backend_;
+    Ranks& ranks_;
+    std::unique_ptr<Communicator> communicator_;
+    int64_t bytes_sent_ = 0;
+};
+
+}  // namespace
+
+std::unique_ptr<Collectives> make_collectives(Backend& backend, Ranks& ranks) {
+    if (ranks.size() == 1 || backend.device_id().empty()) {
+        return std::make_unique<HostCollectives>(backend, ranks);
+    }
+    return std::make_unique<DeviceCollectives>(backend, ranks);
+}
+
+}  // namespace lmo
