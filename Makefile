@@ -55,7 +55,7 @@ KERNELS := $(wildcard llmc/cpu/*_kernels.cpp)
 SOURCES := $(filter-out $(KERNELS) llmc/cuda/%,$(wildcard llmc/*/*.cpp))
 # The targets of the fuzzers, and what they share: a part of the unit tests too (over tests/fuzz/corpus).
 FUZZ    := $(filter-out %/main.cpp,$(wildcard tests/fuzz/*.cpp))
-TESTS   := $(filter-out %/backends_cuda.cpp,$(wildcard tests/unit/*.cpp)) $(FUZZ)
+TESTS   := $(filter-out %/backends_cuda.cpp %/test_backend_communicator.cpp,$(wildcard tests/unit/*.cpp)) $(FUZZ)
 PRESETS := $(wildcard configs/optimizer/*.json)
 ISAS    := baseline avx2 avx512
 # errno and traps of the maths library stop loops from being vectorised and change no result.
@@ -65,6 +65,8 @@ FLAGS_avx2     := -march=x86-64-v3
 FLAGS_avx512   := -march=x86-64-v4 -mprefer-vector-width=512
 
 CUDA_KERNELS := $(wildcard llmc/cuda/*.cu)
+# What ranks under the emulator load as NCCL.
+NCCL_STANDIN := $(BUILD)/emulated/nccl/libnccl.so.2
 CUDA_HOST    := $(filter-out %/cublaslt_on_demand.cpp,$(wildcard llmc/cuda/*.cpp))
 CUDA_LIBRARY := $(BUILD)/llmc/cuda/cublaslt_on_demand.o
 
@@ -133,7 +135,7 @@ check: deps-check
 	$(Q)LMO_CUDA_HEADERS=$(CUDA_HEADERS) LMO_NVCC=$(NVCC) $(PYTHON) tests/run.py --build $(BUILD) --check
 
 # The emulated programs need the headers of a CUDA toolkit; the last one needs nvcc, and a GPU to run.
-tests: $(BUILD)/unit_tests $(if $(CUDA_HEADERS),$(addprefix $(BUILD)/emulated/plain/,cuda_tests emulator_tests train_gpt))
+tests: $(BUILD)/unit_tests $(if $(CUDA_HEADERS),$(addprefix $(BUILD)/emulated/plain/,cuda_tests emulator_tests train_gpt) $(NCCL_STANDIN))
 long-tests: $(BUILD)/faults.so $(if $(CUDA_HEADERS),$(foreach v,race asan,$(addprefix $(BUILD)/emulated/$v/,cuda_tests emulator_tests)) \
               $(addprefix $(BUILD)/emulated/,plain/conformance race/conformance plain/newton_schulz_bench)) \
             $(if $(NVCC),$(addprefix $(BUILD)/cuda/,cuda_tests conformance newton_schulz_bench) $(CUDA_KERNELS:%.cu=$(BUILD)/cuda/%.ptx))
@@ -311,7 +313,14 @@ EMULATE_RUNTIME_plain := -O2
 EMULATE_RUNTIME_race  := -O2 -DLMO_EMULATOR_RACE
 EMULATE_RUNTIME_asan  := -O2 -DLMO_EMULATOR_ASAN
 EMULATE_LINK_asan     := -fsanitize=address,undefined
+EMULATE_FIND_NCCL     := -Wl,-rpath,'$$ORIGIN/../nccl'
 $(BUILD)/emulated/plain/tests/%.o: EMULATE_KERNELS_plain := -O0
+
+# It takes the emulator's functions from the program that loads it.
+$(NCCL_STANDIN): $(wildcard dev/emulator/nccl/*) dev/emulator/runtime.h llmc/cuda/nccl_api.h
+	@echo 'link  $@'
+	@mkdir -p $(@D)
+	$(Q)$(CXX) -std=c++20 -O2 -g1 -I. $(WARN) -isystem $(CUDA_HOME)/include -shared -fPIC $(filter %.cpp,$^) -lrt -o $@
 
 define emulated_rules
 $(BUILD)/emulated/$(1)/%.o: %.cu
@@ -323,14 +332,14 @@ $(BUILD)/emulated/$(1)/dev/emulator/%.o: dev/emulator/%.cpp
 	@mkdir -p $$(@D)
 	$$(Q)$$(CXX) -std=c++20 -I. $$(WARN) $$(GARBAGE) $$(EMULATE) $$(EMULATE_RUNTIME_$(1)) -MMD -MP -c $$< -o $$@
 $(BUILD)/emulated/$(1)/cuda_tests: $$(CUDA_KERNELS:%.cu=$(BUILD)/emulated/$(1)/%.o) $$(CUDA_TEST_OBJECTS) \
-        $(BUILD)/tests/emulator/production_sizes.o \
+        $(BUILD)/tests/emulator/production_sizes.o $(BUILD)/tests/emulator/nccl_declarations.o \
         $$(EMULATOR_CODE:%.cpp=$(BUILD)/emulated/$(1)/%.o)
 	@echo 'link  $$@'
-	$$(Q)$$(CXX) -rdynamic $$(EMULATE_LINK_$(1)) $$^ -lgtest -lgtest_main -pthread -ldl -fopenmp -o $$@
+	$$(Q)$$(CXX) -rdynamic $$(EMULATE_LINK_$(1)) $$^ $$(EMULATE_FIND_NCCL) -lgtest -lgtest_main -pthread -ldl -fopenmp -o $$@
 $(BUILD)/emulated/$(1)/train_gpt: $$(CUDA_KERNELS:%.cu=$(BUILD)/emulated/$(1)/%.o) $$(CUDA_HOST:%.cpp=$(BUILD)/%.o) \
         $$(EMULATOR_CODE:%.cpp=$(BUILD)/emulated/$(1)/%.o) $(BUILD)/train_gpt.o $$(OBJECTS)
 	@echo 'link  $$@'
-	$$(Q)$$(CXX) -rdynamic $$(EMULATE_LINK_$(1)) $$^ $$(LDLIBS) -ldl -o $$@
+	$$(Q)$$(CXX) -rdynamic $$(EMULATE_LINK_$(1)) $$^ $$(EMULATE_FIND_NCCL) $$(LDLIBS) -ldl -o $$@
 $(BUILD)/emulated/$(1)/newton_schulz_bench: $$(CUDA_KERNELS:%.cu=$(BUILD)/emulated/$(1)/%.o) \
         $$(CUDA_HOST:%.cpp=$(BUILD)/%.o) $$(EMULATOR_CODE:%.cpp=$(BUILD)/emulated/$(1)/%.o) $$(NEWTON_SCHULZ_BENCH) $$(OBJECTS)
 	@echo 'link  $$@'
@@ -353,4 +362,4 @@ clean:
 
 -include $(OBJECTS:.o=.d) $(TEST_OBJECTS:.o=.d) $(BUILD)/train_gpt.d $(wildcard $(BUILD)/*/precompiled.h.gch.d) \
          $(CUDA_KERNELS:%.cu=$(BUILD)/cuda/%.d) $(CUDA_KERNELS:%.cu=$(BUILD)/cuda/%.ptx.d) $(CUDA_HOST:%.cpp=$(BUILD)/%.d) $(CUDA_LIBRARY:.o=.d) \
-         $(CUDA_TESTS:%.cpp=$(BUILD)/%.d) $(BUILD)/tests/emulator/production_sizes.d $(NEWTON_SCHULZ_BENCH:.o=.d)
+         $(CUDA_TESTS:%.cpp=$(BUILD)/%.d) $(addprefix $(BUILD)/tests/emulator/,production_sizes.d nccl_declarations.d) $(NEWTON_SCHULZ_BENCH:.o=.d)

@@ -56,9 +56,12 @@ std::map<const void*, int>& shared_attributes() {
     return *attributes;
 }
 
+int current_device = 0;
+
 cudaError_t check_device(int device) {
     if (settings().no_device) return remember(cudaErrorNoDevice);
-    return device == 0 ? cudaSuccess : remember(cudaErrorInvalidDevice);
+    const bool known = device >= 0 && device < settings().devices;
+    return known ? cudaSuccess : remember(cudaErrorInvalidDevice);
 }
 
 }  // namespace
@@ -90,19 +93,26 @@ extern "C" {
 // ---- the device ---------------------------------------------------------------------------------
 
 cudaError_t cudaGetDeviceCount(int* count) {
-    *count = settings().no_device ? 0 : 1;
+    *count = settings().no_device ? 0 : settings().devices;
     return settings().no_device ? remember(cudaErrorNoDevice) : cudaSuccess;
 }
-cudaError_t cudaSetDevice(int device) { return check_device(device); }
+// Memory and streams are not told apart by device: a process uses one.
+cudaError_t cudaSetDevice(int device) {
+    if (const cudaError_t status = check_device(device)) return status;
+    current_device = device;
+    return cudaSuccess;
+}
 cudaError_t cudaGetDevice(int* device) {
-    *device = 0;
-    return check_device(0);
+    *device = current_device;
+    return check_device(current_device);
 }
 
 cudaError_t cudaGetDeviceProperties(cudaDeviceProp* properties, int device) {
     memset(properties, 0, sizeof *properties);
     if (const cudaError_t status = check_device(device)) return status;
     strcpy(properties->name, "CUDA emulator");
+    properties->uuid.bytes[15] = static_cast<char>(device + 1);
+    properties->pciBusID = device + 1;
     properties->major = 9;
     properties->minor = 0;
     properties->totalGlobalMem = settings().device_bytes;

@@ -33,7 +33,9 @@ cudaError_t cudaStreamSynchronize(cudaStream_t stream) {
 cudaError_t cudaStreamQuery(cudaStream_t stream) {
     Stream& own = find_stream(stream);
     if (own.capture) return refuse_in_capture();
-    return own.queue.empty() ? cudaSuccess : cudaErrorNotReady;
+    if (own.queue.empty()) return cudaSuccess;
+    const cudaError_t status = synchronously([] { let_time_pass(); });
+    return status == cudaSuccess ? cudaErrorNotReady : status;
 }
 
 cudaError_t cudaDeviceSynchronize() {

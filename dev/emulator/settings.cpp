@@ -57,6 +57,14 @@ Settings from_environment() {
     }
     const char* no_device = getenv("LMO_EMULATOR_NO_DEVICE");
     s.no_device = no_device && !strcmp(no_device, "1");
+    if (const char* devices = getenv("LMO_EMULATOR_DEVICES")) {
+        char* end;
+        const long count = strtol(devices, &end, 10);
+        if (!*devices || *end || count < 1 || count > 64) {
+            refuse("LMO_EMULATOR_DEVICES", devices, "1 to 64");
+        }
+        s.devices = static_cast<int>(count);
+    }
     return s;
 }
 

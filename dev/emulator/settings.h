@@ -27,6 +27,7 @@ struct Settings {
     bool real_shuffles = false;
     size_t device_bytes = size_t{16} << 30;  // what the device has
     bool no_device = false;                  // LMO_EMULATOR_NO_DEVICE = 1
+    int devices = 1;  // LMO_EMULATOR_DEVICES = how many a process sees; it may use one of them
 };
 
 Settings& settings();

@@ -52,6 +52,8 @@ cudaStream_t make_stream(bool blocking);
 void destroy_stream(cudaStream_t stream);  // its work still runs
 
 void issue(Stream& stream, Operation operation);
+// One operation runs, of the stream whose turn it is: time passes for who asks again and again.
+void let_time_pass();
 void wait_for(Stream& stream);
 void wait_for(const Event& event);
 void wait_for_all();
