@@ -71,12 +71,13 @@ CLI::App* add_train(CLI::App& app, TrainOptions& options) {
     command->add_option("--device", options.device, "auto, cpu or cuda (default: run.device)");
     command
         ->add_option("--gpus", options.gpus,
-                     "Number of ranks to start on this machine, each on a GPU (more than 1 are not "
-                     "there yet) or, with --device cpu, on a share of the cores")
+                     "Number of ranks to start on this machine, each on a GPU of its own or, with "
+                     "--device cpu, on a share of the cores")
         ->check(integer_in(1, 64));
     command->footer(
         "Examples:\n  train_gpt train --config configs/run/quickstart.json "
         "--set optimizer.lr=0.01 --set run.name=second\n"
+        "  train_gpt train --config configs/run/llama-124m-muon.json --gpus 8\n"
         "  train_gpt train --config configs/run/quickstart.json --device cpu --gpus 2\n"
         "Several ranks share every batch; mpirun, srun and torchrun start them too "
         "(dev/docs/ranks.md).");

@@ -3,11 +3,13 @@
 # C++ compiler and make. It needs no network. Each part takes less than 9 minutes
 # and may be run by itself, `build` first.
 #
-#   scripts/gpu_check.sh build|test|sanitize|conformance|bench|all
+#   scripts/gpu_check.sh build|test|ranks|sanitize|conformance|bench|all
 #                        [--out DIR] [--build DIR] [--emulated]
 #
 #   build        train_gpt, the unit tests and the conformance program, by nvcc
 #   test         the unit tests on the device; those of equal bits 50 times
+#   ranks        NCCL with one rank; where there are several GPUs, whether two to
+#                eight ranks train as one does and repeat themselves
 #   sanitize     the unit tests under compute-sanitizer's four tools, each for a
 #                limited time
 #   conformance  what PTX instructions compute on the device, beside the emulator
@@ -37,8 +39,8 @@ wrong() {
 parts=() out='' build=build emulated=''
 while [ $# -gt 0 ]; do
     case $1 in
-        build | test | sanitize | conformance | bench) parts+=("$1") ;;
-        all) parts=(build test sanitize conformance bench) ;;
+        build | test | ranks | sanitize | conformance | bench) parts+=("$1") ;;
+        all) parts=(build test ranks sanitize conformance bench) ;;
         --out | --build)
             [ $# -ge 2 ] || wrong "$1 needs a folder"
             if [ "$1" = --out ]; then out=$2; else build=$2; fi
@@ -53,7 +55,7 @@ while [ $# -gt 0 ]; do
     esac
     shift
 done
-[ ${#parts[@]} -gt 0 ] || wrong 'which part? build, test, sanitize, conformance, bench or all'
+[ ${#parts[@]} -gt 0 ] || wrong 'which part? build, test, ranks, sanitize, conformance, bench or all'
 
 has() { command -v "$1" >/dev/null 2>&1; }
 if [ -z "$emulated" ] && ! { has nvidia-smi && nvidia-smi -L 2>/dev/null | grep -q GPU; }; then
@@ -151,7 +153,11 @@ build_googletest() {
 part_build() {
     local wanted=("$programs/train_gpt" "$cuda_tests" "$conformance")
     local tools=("${CXX:-g++}" make) tool
-    [ -n "$emulated" ] || wanted+=("$build/emulated/plain/conformance")
+    if [ -n "$emulated" ]; then
+        wanted+=("$build/emulated/nccl/libnccl.so.2")
+    else
+        wanted+=("$build/emulated/plain/conformance")
+    fi
     [ -n "$emulated" ] || tools+=(nvcc)
     for tool in "${tools[@]}"; do
         has "$tool" || record "$tool" missing 0 'neither in PATH nor in /usr/local/cuda/bin'
@@ -173,6 +179,64 @@ part_test() {
         --gtest_output="json:$out/tests.json"
     run "equal bits, $repeats times" 120 equal_bits.log "$cuda_tests" --gtest_brief=1 \
         --gtest_filter="$equal_bits" --gtest_repeat="$repeats"
+}
+
+# The program itself on N GPUs, all ranks on this machine; its run folder is $out/ranks_RUN.
+train_on() { # train_on RUN N
+    local several=()
+    [ "$2" = 1 ] || several=(--gpus "$2")
+    run "train on $2 as $1" 120 "ranks_$1.log" env LMO_EMULATOR_DEVICES="$2" "$programs/train_gpt" train --device cuda \
+        --config "$out/ranks.json" --resume never --set "run.dir=$out/ranks_$1" "${several[@]}"
+}
+
+# Losses of two runs, relative; the same bits where the bound is 0.
+compare_losses() { # compare_losses RUN OTHER BOUND
+    local check="losses of $1 and $2 within $3" worst
+    if worst=$(paste <(losses "$1") <(losses "$2") | awk -v bound="$3" '
+        { d = $1 / $2 - 1; if (d < 0) d = -d; if (!(d <= worst)) worst = d }
+        END { printf "%.3g\n", worst; exit !(NR > 20 && worst <= bound) }'); then
+        record "$check" ok 0 "$worst"
+    else
+        record "$check" failed 0 "$worst"
+    fi
+}
+losses() { sed -n 's/.*"loss":\([-+.e0-9]*\)[,}].*/\1/p' "$out/ranks_$1/metrics.jsonl"; }
+
+part_ranks() {
+    local gpus=2 n
+    need_program nccl "$cuda_tests" || return
+    need_program ranks "$programs/train_gpt" || return
+    run 'one rank of NCCL' 120 nccl.log "$cuda_tests" --gtest_filter='*Communicator*' || return
+    if grep -q 'cannot load libnccl' "$out/nccl.log"; then
+        record NCCL skipped 0 "$(grep -o 'cannot load libnccl.*' "$out/nccl.log" | head -n 1 | tr '\t' ' ' | cut -c 1-150)"
+        return
+    fi
+    [ -n "$emulated" ] || gpus=$(nvidia-smi -L | grep -c '^GPU')
+    if [ "$gpus" -lt 2 ]; then
+        record 'several ranks' skipped 0 'there is one GPU'
+        return
+    fi
+    if ! has python3; then
+        record 'several ranks' missing 0 'python3, which prepares their text'
+        return
+    fi
+    rm -rf "$out"/ranks_*
+    python3 scripts/prepare_data.py text README.md dev/docs --out "$out/ranks_text" >"$out/ranks_text.log" 2>&1 || {
+        record 'text of the ranks' failed 0 'log ranks_text.log'
+        return
+    }
+    local model='"n_layer": 2, "n_head": 2, "d_model": 32, "d_ff": 48, "vocab_size": 256, "seq_len": 32'
+    echo '{"run": {"steps": 20}, "model": {'"$model"'}, "precision": {"compute": "fp32"},
+           "data": {"train": ["'"$out"'/ranks_text/train.bin"], "val": ["'"$out"'/ranks_text/val.bin"]},
+           "batch": {"sequences": 8}, "optimizer": {"preset": "adamw", "lr": 0.01},
+           "eval": {"batches": 1}, "log": {"peak_tflops": 1}}' >"$out/ranks.json"
+    train_on one 1 || return
+    for n in 2 4 8; do
+        [ "$n" -le "$gpus" ] || break
+        train_on "$n" "$n" && train_on "$n-again" "$n" || return
+        compare_losses one "$n" 1e-5
+        compare_losses "$n" "$n-again" 0
+    done
 }
 
 part_sanitize() {

@@ -33,7 +33,7 @@ class GpuCheckTest(unittest.TestCase):
 
     @unittest.skipIf(shutil.which('nvidia-smi'), 'for machines without a GPU')
     def test_a_machine_without_a_gpu_is_told_at_once(self):
-        for part in ('build', 'test', 'sanitize', 'conformance', 'bench', 'all'):
+        for part in ('build', 'test', 'ranks', 'sanitize', 'conformance', 'bench', 'all'):
             result = self.check(part, '--out', 'out')
             self.assertEqual((result.returncode, result.stdout), (1, ''))
             self.assertIn('no GPU here', result.stderr)

@@ -25,7 +25,10 @@ class GpuCheckTest(unittest.TestCase):
         results = json.loads((folder / 'results.json').read_text())
         self.assertTrue(results['emulated'])
         self.assertEqual({part['part'] for part in results['parts']},
-                         {'build', 'test', 'sanitize', 'conformance', 'bench'})
+                         {'build', 'test', 'ranks', 'sanitize', 'conformance', 'bench'})
+        ranks = [part for part in results['parts'] if part['part'] == 'ranks']
+        self.assertEqual({part['status'] for part in ranks}, {'ok'}, ranks)
+        self.assertEqual(len(ranks), 6)
         self.assertGreater(results['tests']['passed'], 0)
         self.assertEqual(results['tests']['failed'], [])
         self.assertFalse([line for line in results['bench'] if 'error' in line])
