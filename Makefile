@@ -33,6 +33,19 @@ CUDA_HOME ?= $(if $(NVCC),$(patsubst %/bin/nvcc,%,$(realpath $(NVCC))),/usr/loca
 MPIRUN := $(shell command -v mpirun 2>/dev/null)
 CUDA_HEADERS := $(wildcard $(CUDA_HOME)/include/cublasLt.h)
 CUDA ?= $(if $(NVCC),yes,no)
+# Headers of cudnn-frontend (scripts/setup.sh cudnn, or CUDNN_FRONTEND=DIR) and of cuDNN: attention by cuDNN too.
+CUDNN_FRONTEND ?=
+CUDNN_FOLDERS  := $(if $(CUDNN_FRONTEND),$(CUDNN_FRONTEND) $(CUDNN_FRONTEND)/include,\
+                    build/cudnn_frontend/include $(CUDA_HOME)/include /usr/local/include /usr/include)
+CUDNN_FOUND    := $(patsubst %/cudnn_frontend.h,%,$(firstword $(wildcard $(addsuffix /cudnn_frontend.h,$(CUDNN_FOLDERS)))))
+ifeq ($(wildcard $(CUDA_HOME)/include/cudnn.h /usr/include/cudnn.h /usr/include/*/cudnn.h),)
+  CUDNN_FOUND :=
+endif
+ifneq ($(CUDNN_FRONTEND),)
+  ifeq ($(CUDNN_FOUND),)
+    $(error CUDNN_FRONTEND=$(CUDNN_FRONTEND): no cudnn_frontend.h there, or no cudnn.h in $(CUDA_HOME)/include and /usr/include)
+  endif
+endif
 # A Python that can draw; scripts that draw nothing run with any python3.
 PYTHON := $(or $(shell for p in python3 /usr/bin/python3; do \
             $$p -c 'import matplotlib' 2>/dev/null && command -v $$p && break; done),python3)
@@ -55,7 +68,7 @@ KERNELS := $(wildcard llmc/cpu/*_kernels.cpp)
 SOURCES := $(filter-out $(KERNELS) llmc/cuda/%,$(wildcard llmc/*/*.cpp))
 # The targets of the fuzzers, and what they share: a part of the unit tests too (over tests/fuzz/corpus).
 FUZZ    := $(filter-out %/main.cpp,$(wildcard tests/fuzz/*.cpp))
-TESTS   := $(filter-out %/backends_cuda.cpp %/test_backend_communicator.cpp,$(wildcard tests/unit/*.cpp)) $(FUZZ)
+TESTS   := $(filter-out %/backends_cuda.cpp %/test_backend_communicator.cpp %/test_backend_cudnn.cpp,$(wildcard tests/unit/*.cpp)) $(FUZZ)
 PRESETS := $(wildcard configs/optimizer/*.json)
 ISAS    := baseline avx2 avx512
 # errno and traps of the maths library stop loops from being vectorised and change no result.
@@ -67,8 +80,10 @@ FLAGS_avx512   := -march=x86-64-v4 -mprefer-vector-width=512
 CUDA_KERNELS := $(wildcard llmc/cuda/*.cu)
 # What ranks under the emulator load as NCCL.
 NCCL_STANDIN := $(BUILD)/emulated/nccl/libnccl.so.2
-CUDA_HOST    := $(filter-out %/cublaslt_on_demand.cpp,$(wildcard llmc/cuda/*.cpp))
-CUDA_LIBRARY := $(BUILD)/llmc/cuda/cublaslt_on_demand.o
+CUDA_HOST    := $(filter-out %/cublaslt_on_demand.cpp %/cudnn_attention.cpp %/cudnn_absent.cpp,$(wildcard llmc/cuda/*.cpp))
+# What the emulator has in its own way.
+CUDA_LIBRARY := $(addprefix $(BUILD)/llmc/cuda/,cublaslt_on_demand.o cudnn_$(if $(CUDNN_FOUND),attention,absent).o)
+CUDNN_ABSENT := $(BUILD)/llmc/cuda/cudnn_absent.o
 
 CUDA_OBJECTS := $(if $(filter yes,$(CUDA)),$(CUDA_KERNELS:%.cu=$(BUILD)/cuda/%.o) $(CUDA_HOST:%.cpp=$(BUILD)/%.o) $(CUDA_LIBRARY))
 OBJECTS := $(SOURCES:%.cpp=$(BUILD)/%.o) $(BUILD)/presets.o \
@@ -97,6 +112,7 @@ probe:
 	@echo 'BLAS          $(BLAS_FOUND)'
 	@echo 'oneDNN        $(DNNL_FOUND)'
 	@echo 'nvcc          $(or $(NVCC),none: CPU build)'
+	@echo 'cuDNN         $(or $(CUDNN_FOUND:%=attention by it, headers in %),no: attention by our own kernels only (scripts/setup.sh cudnn))'
 	@echo 'mpirun        $(or $(MPIRUN),none: --gpus N starts ranks on one machine, tests with mpirun are skipped)'
 
 # ---- the two commands -----------------------------------------------------------------------------
@@ -106,7 +122,7 @@ deps:
 deps-test:
 	$(Q)scripts/setup.sh build train test
 deps-check:
-	$(Q)scripts/setup.sh build train test check
+	$(Q)scripts/setup.sh build train test check $(if $(NVCC),cudnn)
 
 train: deps
 	$(Q)$(MAKE) --no-print-directory all
@@ -262,6 +278,8 @@ CORE_OBJECTS := $(patsubst %.cpp,$(BUILD)/%.o,$(wildcard llmc/core/*.cpp llmc/de
 CUDA_TEST_OBJECTS := $(CUDA_TESTS:%.cpp=$(BUILD)/%.o) $(CUDA_HOST:%.cpp=$(BUILD)/%.o) $(CORE_OBJECTS)
 
 $(addprefix $(BUILD)/,llmc/cuda/%.o tests/cuda/%.o tests/emulator/%.o): CXXFLAGS += -isystem $(CUDA_HOME)/include
+# 40000 lines of headers: debugging them is not our task.
+$(BUILD)/llmc/cuda/cudnn_attention.o: private CXXFLAGS += -isystem $(CUDNN_FOUND) -g0
 
 # Hopper's instructions exist for sm_90a alone, whatever else is asked for.
 PTX_ARCH := compute_80
@@ -331,17 +349,17 @@ $(BUILD)/emulated/$(1)/dev/emulator/%.o: dev/emulator/%.cpp
 	@echo 'c++   $$< ($(1))'
 	@mkdir -p $$(@D)
 	$$(Q)$$(CXX) -std=c++20 -I. $$(WARN) $$(GARBAGE) $$(EMULATE) $$(EMULATE_RUNTIME_$(1)) -MMD -MP -c $$< -o $$@
-$(BUILD)/emulated/$(1)/cuda_tests: $$(CUDA_KERNELS:%.cu=$(BUILD)/emulated/$(1)/%.o) $$(CUDA_TEST_OBJECTS) \
+$(BUILD)/emulated/$(1)/cuda_tests: $$(CUDA_KERNELS:%.cu=$(BUILD)/emulated/$(1)/%.o) $$(CUDA_TEST_OBJECTS) $(CUDNN_ABSENT) \
         $(BUILD)/tests/emulator/production_sizes.o $(BUILD)/tests/emulator/nccl_declarations.o \
         $$(EMULATOR_CODE:%.cpp=$(BUILD)/emulated/$(1)/%.o)
 	@echo 'link  $$@'
 	$$(Q)$$(CXX) -rdynamic $$(EMULATE_LINK_$(1)) $$^ $$(EMULATE_FIND_NCCL) -lgtest -lgtest_main -pthread -ldl -fopenmp -o $$@
-$(BUILD)/emulated/$(1)/train_gpt: $$(CUDA_KERNELS:%.cu=$(BUILD)/emulated/$(1)/%.o) $$(CUDA_HOST:%.cpp=$(BUILD)/%.o) \
+$(BUILD)/emulated/$(1)/train_gpt: $$(CUDA_KERNELS:%.cu=$(BUILD)/emulated/$(1)/%.o) $$(CUDA_HOST:%.cpp=$(BUILD)/%.o) $(CUDNN_ABSENT) \
         $$(EMULATOR_CODE:%.cpp=$(BUILD)/emulated/$(1)/%.o) $(BUILD)/train_gpt.o $$(OBJECTS)
 	@echo 'link  $$@'
 	$$(Q)$$(CXX) -rdynamic $$(EMULATE_LINK_$(1)) $$^ $$(EMULATE_FIND_NCCL) $$(LDLIBS) -ldl -o $$@
 $(BUILD)/emulated/$(1)/newton_schulz_bench: $$(CUDA_KERNELS:%.cu=$(BUILD)/emulated/$(1)/%.o) \
-        $$(CUDA_HOST:%.cpp=$(BUILD)/%.o) $$(EMULATOR_CODE:%.cpp=$(BUILD)/emulated/$(1)/%.o) $$(NEWTON_SCHULZ_BENCH) $$(OBJECTS)
+        $$(CUDA_HOST:%.cpp=$(BUILD)/%.o) $$(EMULATOR_CODE:%.cpp=$(BUILD)/emulated/$(1)/%.o) $$(NEWTON_SCHULZ_BENCH) $(CUDNN_ABSENT) $$(OBJECTS)
 	@echo 'link  $$@'
 	$$(Q)$$(CXX) -rdynamic $$(EMULATE_LINK_$(1)) $$^ $$(LDLIBS) -ldl -o $$@
 $(BUILD)/emulated/$(1)/emulator_tests: $$(EMULATOR_TESTS:%.cu=$(BUILD)/emulated/$(1)/%.o) $$(CORE_OBJECTS) \
@@ -361,5 +379,5 @@ clean:
 	rm -rf $(BUILD)
 
 -include $(OBJECTS:.o=.d) $(TEST_OBJECTS:.o=.d) $(BUILD)/train_gpt.d $(wildcard $(BUILD)/*/precompiled.h.gch.d) \
-         $(CUDA_KERNELS:%.cu=$(BUILD)/cuda/%.d) $(CUDA_KERNELS:%.cu=$(BUILD)/cuda/%.ptx.d) $(CUDA_HOST:%.cpp=$(BUILD)/%.d) $(CUDA_LIBRARY:.o=.d) \
+         $(CUDA_KERNELS:%.cu=$(BUILD)/cuda/%.d) $(CUDA_KERNELS:%.cu=$(BUILD)/cuda/%.ptx.d) $(CUDA_HOST:%.cpp=$(BUILD)/%.d) $(CUDA_LIBRARY:.o=.d) $(CUDNN_ABSENT:.o=.d) \
          $(CUDA_TESTS:%.cpp=$(BUILD)/%.d) $(addprefix $(BUILD)/tests/emulator/,production_sizes.d nccl_declarations.d) $(NEWTON_SCHULZ_BENCH:.o=.d)

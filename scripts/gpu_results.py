@@ -21,8 +21,8 @@ TARGET_DEVICE = 'H200'
 # what, shape (regular expressions): gate, goal and stretch. Memory-bound kernels in GB/s, the others TFLOP/s.
 TARGETS = [
     (r'kernel\.(rmsnorm_|swiglu_|classifier)', '', (3200, 3600, 3900)),
-    (r'kernel\.attention_forward', r'x512x64$', (180, 225, 300)),
-    (r'kernel\.attention_backward', r'x512x64$', (120, 170, 230)),
+    (r'kernel\.attention_forward$', r'x512x64$', (180, 225, 300)),
+    (r'kernel\.attention_backward$', r'x512x64$', (120, 170, 230)),
     (r'kernel\.symmetric_product', r'^\d+x768x', (400, 500, 600)),
     (r'kernel\.symmetric_product', r'^\d+x2048x', (560, 660, 720)),
     (r'kernel\.symmetric_product', r'^\d+x4096x', (620, 720, 750)),
@@ -38,6 +38,9 @@ PREDICTIONS = [
     (r'kernel\.gemm\.', r'x768 n.$', 660),
     (r'kernel\.gemm\.', r'x(1[0-9]{3}|2[0-9]{3}) n.$', 764),
     (r'kernel\.gemm\.', r'x([4-9]\d{3}|\d{5,}) n.$', 790),
+    (r'kernel\.attention_forward\.cudnn', r'x512x64$', 225),
+    (r'kernel\.attention_forward\.cudnn', r'x1024x64$', 288),
+    (r'kernel\.attention_forward\.cudnn', r'x2048x64$', 334),
     (r'kernel\.newton_schulz', r'^\d+x(768x|\d+x768$)', 560),
     (r'kernel\.newton_schulz', r'^\d+x(2048x|\d+x2048$)', 720),
     (r'kernel\.newton_schulz', r'^\d+x(4096x|\d+x4096$)', 770),

@@ -97,6 +97,7 @@ template <typename T>
 void CpuBackend::attention_forward_in(const AttentionForward& op) {
     const Extents e(op.qkv, op.heads, op.kv_heads);
     const bool widened = op.qkv.dtype == DType::bf16;
+    assert(!op.library);
     assert(op.out.dtype == op.qkv.dtype && op.out.count() == e.batch * e.positions * e.out_stride);
     assert(op.lse.dtype == type_of<T> && op.lse.count() == e.batch * e.heads * e.positions);
     assert(op.row_max.empty() ||
@@ -147,6 +148,7 @@ template <typename T>
 void CpuBackend::attention_backward_in(const AttentionBackward& op) {
     const Extents e(op.qkv, op.heads, op.kv_heads);
     const bool widened = op.qkv.dtype == DType::bf16;
+    assert(!op.library);
     assert(op.dqkv.dtype == op.qkv.dtype && op.dqkv.count() == op.qkv.count());
     assert(op.dout.dtype == op.qkv.dtype && op.out.dtype == op.qkv.dtype);
     Scratch scratch(op.workspace);

@@ -21,6 +21,9 @@ class CpuBackend : public Backend {
     DType preferred_newton_schulz() const override { return DType::f32; }
     bool has_newton_schulz(DType inner) const override { return inner == DType::f32; }
     bool has_fp64() const override { return true; }
+    std::string missing_attention_library() const override {
+        return "the CPU has no library for attention";
+    }
     double free_bytes() const override;
 
     void* allocate(size_t bytes) override;

@@ -153,7 +153,9 @@ void launch_forward(const ForwardArguments& p, cudaStream_t stream) {
 
 }  // namespace
 
-size_t CudaBackend::workspace_bytes(const AttentionForward&) const { return 0; }
+size_t CudaBackend::workspace_bytes(const AttentionForward& op) const {
+    return op.library ? cudnn().workspace_bytes(op) : 0;
+}
 
 void CudaBackend::attention_forward(const AttentionForward& op) {
     const AttentionHeads heads(op.qkv, op.heads, op.kv_heads);
@@ -162,6 +164,7 @@ void CudaBackend::attention_forward(const AttentionForward& op) {
     assert(op.lse.dtype == DType::f32 && op.lse.count() == rows);
     assert(op.row_max.empty() || (op.row_max.dtype == DType::f32 && op.row_max.count() == rows));
     if (rows == 0) return;
+    if (op.library) return cudnn().forward(op);
     if (!attention_on_tensor_cores(op.qkv, heads, op.out.data)) {
         return general_attention_forward(op, heads, stream_);
     }

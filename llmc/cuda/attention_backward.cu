@@ -362,6 +362,7 @@ void launch_backward(const BackwardArguments& p, cudaStream_t stream) {
 }  // namespace
 
 size_t CudaBackend::workspace_bytes(const AttentionBackward& op) const {
+    if (op.library) return cudnn().workspace_bytes(op);
     const AttentionHeads heads(op.qkv, op.heads, op.kv_heads);
     // Which kernels run depends on addresses too; both kinds keep two floats a row.
     return heads.batch * heads.heads * padded_rows(heads.positions) * 2 * sizeof(float);
@@ -376,6 +377,7 @@ void CudaBackend::attention_backward(const AttentionBackward& op) {
     assert(op.lse.dtype == DType::f32 && op.lse.count() == rows);
     assert(op.workspace.bytes() >= workspace_bytes(op));
     if (rows == 0) return;
+    if (op.library) return cudnn().backward(op);
     if (!attention_on_tensor_cores(op.qkv, heads, op.out.data, op.dout.data, op.dqkv.data,
                                    op.workspace.data)) {
         return general_attention_backward(op, heads, stream_);

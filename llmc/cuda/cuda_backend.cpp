@@ -73,6 +73,7 @@ CudaBackend::CudaBackend(const LocalRank& rank)
 
 CudaBackend::~CudaBackend() {
     cudaStreamSynchronize(stream_);
+    cudnn_.reset();
     cudaStreamDestroy(stream_);
 }
 
@@ -84,6 +85,20 @@ std::string CudaBackend::describe() const {
            std::to_string(device_.totalGlobalMem >> 30) + " GiB, CUDA " +
            std::to_string(runtime / 1000) + "." + std::to_string(runtime % 1000 / 10) + ", " +
            Blas::version();
+}
+
+CudnnAttention& CudaBackend::cudnn() const {
+    if (!cudnn_) cudnn_ = open_cudnn_attention(device_, stream_);
+    return *cudnn_;
+}
+
+std::string CudaBackend::missing_attention_library() const {
+    try {
+        cudnn();
+        return "";
+    } catch (const Error& error) {
+        return error.what();
+    }
 }
 
 void* CudaBackend::allocate(size_t bytes) {

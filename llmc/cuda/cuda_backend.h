@@ -11,6 +11,7 @@
 #include <memory>
 
 #include "llmc/cuda/blas.h"
+#include "llmc/cuda/cudnn_attention.h"
 #include "llmc/device/backend.h"
 
 namespace lmo::cuda {
@@ -28,6 +29,7 @@ class CudaBackend : public Backend {
     DType preferred_newton_schulz() const override { return DType::f16; }
     bool has_newton_schulz(DType inner) const override { return inner != DType::f64; }
     bool has_fp64() const override { return false; }
+    std::string missing_attention_library() const override;
     double free_bytes() const override;
 
     void* allocate(size_t bytes) override;
@@ -103,10 +105,12 @@ class CudaBackend : public Backend {
   private:
     // Converts element by element (cast.cu).
     void convert(const Tensor& to, const Tensor& from);
+    CudnnAttention& cudnn() const;  // Error where there is none
 
     cudaStream_t stream_ = nullptr;
     cudaDeviceProp device_{};
     std::unique_ptr<Blas> blas_;
+    mutable std::unique_ptr<CudnnAttention> cudnn_;  // opened when it is first asked for
 };
 
 }  // namespace lmo::cuda

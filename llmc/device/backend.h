@@ -57,11 +57,15 @@ struct SymmetricProduct {
 // qkv [B, T, (H+2K)*D] holds q, k, v side by side; out [B, T, H*D]; lse [B, H, T] (master) is the
 // log-sum-exp of each row of scores, kept for the backward pass. No T x T matrix per batch exists.
 // row_max [B, H, T] (master), if given, receives the largest score q_t . k_s / sqrt(D) of each row.
+// With `library` by a library of the device (cuDNN) in place of kernels of ours, to other roundings;
+// only where missing_attention_library() is empty, in bf16 and without row_max. Error, from
+// workspace_bytes too, where the library refuses the shape.
 struct AttentionForward {
     Tensor qkv, out, lse;
     int heads, kv_heads;
     Tensor workspace;
     Tensor row_max = {};
+    bool library = false;
 };
 
 // Gradient of the above: dqkv [B, T, (H+2K)*D] is overwritten.
@@ -69,6 +73,7 @@ struct AttentionBackward {
     Tensor qkv, out, lse, dout, dqkv;
     int heads, kv_heads;
     Tensor workspace;
+    bool library = false;
 };
 
 // Attention of the last of T positions alone, where text grows: out [H*D] is the last row of what
@@ -386,6 +391,8 @@ class Backend {
     virtual bool has_newton_schulz(DType inner) const = 0;
     // Whether compute and master may be f64: the oracle of tests.
     virtual bool has_fp64() const = 0;
+    // Why there is no attention by a library here; empty where there is.
+    virtual std::string missing_attention_library() const = 0;
     // Memory that allocate may still hand out, about; infinite where nobody says.
     virtual double free_bytes() const = 0;
 

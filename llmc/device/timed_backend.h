@@ -59,6 +59,9 @@ class TimedBackend : public Backend {
     DType preferred_newton_schulz() const override { return inner_.preferred_newton_schulz(); }
     bool has_newton_schulz(DType inner) const override { return inner_.has_newton_schulz(inner); }
     bool has_fp64() const override { return inner_.has_fp64(); }
+    std::string missing_attention_library() const override {
+        return inner_.missing_attention_library();
+    }
     double free_bytes() const override { return inner_.free_bytes(); }
 
     void* allocate(size_t bytes) override { return inner_.allocate(bytes); }

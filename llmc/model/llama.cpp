@@ -69,7 +69,9 @@ AttentionForward Llama::attention(const LayerActivations& a, const Extent& exten
             a.lse,
             static_cast<int>(config_.n_head),
             static_cast<int>(config_.n_kv_head),
-            {}};
+            {},
+            {},
+            config_.library_attention};
 }
 
 AttentionOne Llama::attention_one(int64_t layer, const LayerActivations& a,
@@ -226,7 +228,8 @@ void Llama::backward_attention(const LayerParameters& w, const LayerParameters& 
                                                                  dqkv.reshaped(forward.qkv.shape),
                                                                  forward.heads,
                                                                  forward.kv_heads,
-                                                                 {}}));
+                                                                 {},
+                                                                 forward.library}));
     backend_.rope(rotation(dqkv, extent, true));
     multiply(weight_gradient(dqkv, a.attention_normed, g.qkv));
     multiply(input_gradient(dqkv, w.qkv, branch));

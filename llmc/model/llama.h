@@ -31,6 +31,7 @@ struct LlamaConfig {
     // property of the weights either.
     bool keep_text = false;
     Recompute recompute = Recompute::none;  // nor is this
+    bool library_attention = false;         // by the device's library (AttentionForward::library)
 
     int64_t head_size() const { return d_model / n_head; }
     int64_t qkv_size() const { return (n_head + 2 * n_kv_head) * head_size(); }

@@ -133,7 +133,8 @@ void Llama::reserve_workspace(bool training) {
                               dqkv_.reshaped(forward.qkv.shape),
                               forward.heads,
                               forward.kv_heads,
-                              {}});
+                              {},
+                              forward.library});
     const Tensor gain{nullptr, precision_.compute, {config_.d_model}};
     const Tensor dgain{nullptr, precision_.master, {config_.d_model}};
     const Tensor dbranch = precision_.compute == precision_.residual ? Tensor{} : dx_compute_;

@@ -159,21 +159,42 @@ struct AttentionShape {
     bool operator==(const AttentionShape&) const = default;
 };
 
-void add_attention(BenchCases& b, const AttentionShape& s) {
+// Forward and backward; `library`: by cuDNN.
+void add_attention(BenchCases& b, const AttentionShape& s, bool library) {
     const DType compute = b.compute, master = b.master;
     const double square = static_cast<double>(s.B * s.H * s.T) * static_cast<double>(s.T * s.D);
-    const std::string shape = joined(s.B, s.H, s.T, s.D);
+    const std::string shape = joined(s.B, s.H, s.T, s.D), by = library ? ".cudnn" : "";
     const auto forward = [=](BenchMemory& memory) {
         return AttentionForward{memory.input(compute, {s.B, s.T, (s.H + 2 * s.K) * s.D}),
                                 memory.output(compute, {s.B, s.T, s.H * s.D}),
                                 memory.output(master, {s.B, s.H, s.T}),
                                 static_cast<int>(s.H),
                                 static_cast<int>(s.K),
-                                {}};
+                                {},
+                                {},
+                                library};
     };
-    b.compute_bound("attention_forward", shape, compute, 2 * square, [=](BenchMemory& memory) {
+    b.compute_bound("attention_forward" + by, shape, compute, 2 * square, [=](BenchMemory& memory) {
         return memory.call(&Backend::attention_forward, forward(memory));
     });
+    b.compute_bound("attention_backward" + by, shape, compute, 5 * square, [=](BenchMemory& memory) {
+        const AttentionForward f = forward(memory);
+        memory.call(&Backend::attention_forward, f)();  // out and lse have to fit q, k, v
+        const AttentionBackward backward{f.qkv,
+                                         f.out,
+                                         f.lse,
+                                         memory.input(compute, f.out.shape),
+                                         memory.output(compute, f.qkv.shape),
+                                         f.heads,
+                                         f.kv_heads,
+                                         {},
+                                         library};
+        return memory.call(&Backend::attention_backward, backward);
+    });
+}
+
+void add_attention_one(BenchCases& b, const AttentionShape& s) {
+    const DType compute = b.compute;
     const double kept = static_cast<double>((2 * s.T * s.K + 2 * s.H) * s.D);
     b.memory_bound(
         "attention_one", joined(s.H, s.T, s.D), compute, kept * b.c, [=](BenchMemory& memory) {
@@ -184,19 +205,6 @@ void add_attention(BenchCases& b, const AttentionShape& s) {
                                             static_cast<int>(s.K),
                                             {}});
         });
-    b.compute_bound("attention_backward", shape, compute, 5 * square, [=](BenchMemory& memory) {
-        const AttentionForward f = forward(memory);
-        memory.call(&Backend::attention_forward, f)();  // out and lse have to fit q, k, v
-        const AttentionBackward backward{f.qkv,
-                                         f.out,
-                                         f.lse,
-                                         memory.input(compute, f.out.shape),
-                                         memory.output(compute, f.qkv.shape),
-                                         f.heads,
-                                         f.kv_heads,
-                                         {}};
-        return memory.call(&Backend::attention_backward, backward);
-    });
 }
 
 // The model's own, and heads of 64 and 128 side by side in its width.
@@ -212,7 +220,11 @@ void add_attentions(BenchCases& b) {
             if (shape != shapes[0]) shapes.push_back(shape);
         }
     }
-    for (const AttentionShape& shape : shapes) add_attention(b, shape);
+    for (const AttentionShape& shape : shapes) {
+        add_attention(b, shape, false);
+        add_attention_one(b, shape);
+        if (b.sizes.library_attention) add_attention(b, shape, true);
+    }
 }
 
 // y [N, out] = x [N, in] w^T, dx = dy w, and dw += dy^T x in master type.

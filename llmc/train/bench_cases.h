@@ -27,7 +27,8 @@ std::vector<MatrixBatch> matrix_batches(const ParameterList& parameters, bool wi
 struct BenchSizes {
     LlamaConfig model;
     ModelPrecision precision;
-    DType newton_schulz;  // the type inside of it
+    DType newton_schulz;             // the type inside of it
+    bool library_attention = false;  // measured too
     int64_t sequences = 0, positions = 0;
     int64_t chunk_rows = 0;  // rows of logits at a time
     int64_t matrices = 0;    // of one shape that Newton-Schulz takes, at most

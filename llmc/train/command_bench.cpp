@@ -354,6 +354,7 @@ void run_bench_train(const Config& config, const BenchTrainOptions& options) {
     }
     const std::unique_ptr<Backend> backend = make_backend(config.run.device, config.run.threads);
     const ModelPrecision precision = choose_precision(config, *backend);
+    require_attention(config.model, precision, *backend);
     if (!config.optimizer.estimator.is_plain() ||
         config.communication.type != CommunicationType::mean ||
         config.optimizer.outer.type != OuterType::none) {

@@ -38,6 +38,8 @@ BenchSizes choose_sizes(const BenchKernelsOptions& options, const LlamaConfig& m
     const bool gpu = flops > kGpuFlops;
     const int64_t tokens = options.tokens > 0 ? options.tokens : gpu ? 131072 : 2048;
     BenchSizes sizes{model, {compute, DType::f32, DType::f32}, backend.preferred_newton_schulz()};
+    sizes.library_attention =
+        compute == DType::bf16 && backend.missing_attention_library().empty();
     sizes.positions = std::min(model.seq_len, tokens);
     sizes.sequences = tokens / sizes.positions;
     sizes.chunk_rows = std::clamp<int64_t>(sizes.rows() / 8, 1, 8192);

@@ -41,6 +41,7 @@ struct Device {
         precision = choose_precision(config, *backend);
         const bool automatic = config.compute == ComputeChoice::automatic;
         if (stand_in && automatic) precision = {DType::bf16, config.residual, DType::f32};
+        if (!stand_in) require_attention(config.model, precision, *backend);
     }
 };
 

@@ -163,6 +163,7 @@ void read_model(LlamaConfig& model, const Reader& read) {
     model.norm_eps = read.number("model.norm_eps");
     model.init_std = read.number("model.init_std");
     model.tie_embeddings = read.get<bool>("model.tie_embeddings");
+    model.library_attention = read.text("model.attention") == "cudnn";
     model.recompute = named<Recompute>(read.text("model.recompute"),
                                        {{"none", Recompute::none},
                                         {"norm+swiglu", Recompute::norm_swiglu},
@@ -283,6 +284,10 @@ Config make_config(Json given, const Provenance& origin, ConfigUse use) {
     config.communication = read_communication(resolution.values);
     require_stages(resolution.values, config.optimizer, config.communication, origin);
     config.model.head_maxima = config.optimizer.qk_clip > 0.0;
+    if (config.model.head_maxima && config.model.library_attention) {
+        reject(origin, "model.attention", "cudnn",
+               "\"own\", as optimizer.qk_clip needs the largest scores, which cuDNN does not tell");
+    }
     if (config.optimizer.keeps_gradients()) require_kept_gradients(read, origin);
     if (config.optimizer.sampling.type != LayerSamplingType::all && config.smoothness.every > 0) {
         // It needs all gradients, which the update would then be clipped by.
@@ -296,8 +301,8 @@ Config make_config(Json given, const Provenance& origin, ConfigUse use) {
 bool may_change(const std::string& path) {
     for (const char* key :
          {"run.dir", "run.name", "run.note", "run.device", "run.on_nonfinite",
-          "run.nonfinite_limit", "run.rank_timeout", "run.graphs", "model.recompute", "log", "eval",
-          "smoothness", "checkpoint"}) {
+          "run.nonfinite_limit", "run.rank_timeout", "run.graphs", "model.attention",
+          "model.recompute", "log", "eval", "smoothness", "checkpoint"}) {
         if (path == key) return true;
     }
     return path == "optimizer.preset";  // a label: the groups are compared

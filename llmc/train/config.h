@@ -117,7 +117,7 @@ std::vector<std::string> config_differences(const nlohmann::ordered_json& one,
 
 // Keys whose values differ between two resolved configurations, "key: old -> new", leaving out
 // those that a resumed run may change (run.dir, run.name, run.note, run.device, run.on_nonfinite,
-// run.nonfinite_limit, run.rank_timeout, run.graphs, model.recompute, log, eval, smoothness, checkpoint).
+// run.nonfinite_limit, run.rank_timeout, run.graphs, model.attention, model.recompute, log, eval, smoothness, checkpoint).
 std::vector<std::string> resume_conflicts(const nlohmann::ordered_json& saved,
                                           const nlohmann::ordered_json& now);
 

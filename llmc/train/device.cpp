@@ -76,6 +76,20 @@ ModelPrecision choose_precision(const Config& config, const Backend& backend) {
     return {compute, config.residual, DType::f32};
 }
 
+void require_attention(const LlamaConfig& config, const ModelPrecision& precision,
+                       const Backend& backend) {
+    if (!config.library_attention) return;
+    const std::string missing = backend.missing_attention_library();
+    if (!missing.empty()) {
+        throw UsageError("model.attention = \"cudnn\": " + missing + "; expected \"own\"");
+    }
+    if (precision.compute != DType::bf16) {
+        throw UsageError("model.attention = \"cudnn\" computes in bf16 alone, not in " +
+                         to_string(precision.compute) +
+                         "; expected \"own\", or precision.compute = \"bf16\"");
+    }
+}
+
 namespace {
 
 void require_free(const Backend& backend, double bytes) {

@@ -18,6 +18,10 @@ std::unique_ptr<Backend> make_backend(const std::string& device, int threads,
 
 ModelPrecision choose_precision(const Config& config, const Backend& backend);
 
+// Throws UsageError where this backend does not have the attention of model.attention.
+void require_attention(const LlamaConfig& config, const ModelPrecision& precision,
+                       const Backend& backend);
+
 // Counts in `plan` what a run takes on this backend, with the code that takes it. `update` takes
 // what an update needs beside weights and gradients (stages.h); without it nothing is trained.
 // Sequences have config.seq_len tokens, `batch` at a time. Throws an Error for sizes beyond all

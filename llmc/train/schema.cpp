@@ -79,7 +79,9 @@ std::vector<Key> run_and_model_keys() {
         {"model.tie_embeddings", boolean(), is(true), "embedding and head are one matrix"},
         {"model.init_std", above(0), is(0.02),
          "standard deviation of initial weights; o_proj and down_proj: / sqrt(2 n_layer)"},
-        {"model.attention", one_of({"own"}, {"cudnn"}), is("own"), "implementation of attention"},
+        {"model.attention", one_of({"own", "cudnn"}), is("own"),
+         "kernels of attention in training: own, or cuDNN's on a GPU in bf16, to other roundings "
+         "(cuda.md)"},
         {"model.recompute", one_of({"none", "norm+swiglu", "block"}), is("none"),
          "activations to compute again in the backward pass, for less memory and the same bits: "
          "outputs of norms and SwiGLU, or all of a layer but its input"},

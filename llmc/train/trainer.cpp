@@ -35,6 +35,7 @@ ExitStatus train(Config config, const std::string& resume, Ranks& ranks) {
     // Connections take memory of the devices: they come first.
     const std::unique_ptr<Collectives> collectives = make_collectives(*backend, ranks);
     const ModelPrecision precision = choose_precision(config, *backend);
+    require_attention(config.model, precision, *backend);
     require_memory(
         *backend, config.model, precision, config.batch.micro_batch,
         memory_of_stages(*backend, config, precision.master, ranks.rank(), ranks.size()));

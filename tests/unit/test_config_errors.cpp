@@ -234,9 +234,10 @@ TEST_F(ConfigErrors, AllThatIsMissingAtOnce) {
     EXPECT_EQ(set("optimizer.lr=null"), "base.json: missing: optimizer.lr (a number > 0)");
 }
 
-TEST_F(ConfigErrors, WhatThisVersionLacksIsRefused) {
-    EXPECT_EQ(set("model.attention=cudnn"),
-              "--set: model.attention = \"cudnn\" is not in this version: expected \"own\"");
+TEST_F(ConfigErrors, AttentionByCudnn) {
+    EXPECT_EQ(set("model.attention=flash"),
+              "--set: model.attention = \"flash\": expected one of \"own\", \"cudnn\"");
+    EXPECT_EQ(set("model.attention=cudnn"), "no error");
     EXPECT_EQ(set("schedule.compat={}"), "no error");
 }
 
