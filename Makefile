@@ -38,7 +38,7 @@ CUDNN_FRONTEND ?=
 CUDNN_FOLDERS  := $(if $(CUDNN_FRONTEND),$(CUDNN_FRONTEND) $(CUDNN_FRONTEND)/include,\
                     build/cudnn_frontend/include $(CUDA_HOME)/include /usr/local/include /usr/include)
 CUDNN_FOUND    := $(patsubst %/cudnn_frontend.h,%,$(firstword $(wildcard $(addsuffix /cudnn_frontend.h,$(CUDNN_FOLDERS)))))
-ifeq ($(wildcard $(CUDA_HOME)/include/cudnn.h /usr/include/cudnn.h /usr/include/*/cudnn.h),)
+ifeq ($(wildcard $(CUDNN_FOUND)/cudnn.h $(CUDA_HOME)/include/cudnn.h /usr/include/cudnn.h /usr/include/*/cudnn.h),)
   CUDNN_FOUND :=
 endif
 ifneq ($(CUDNN_FRONTEND),)

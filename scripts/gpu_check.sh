@@ -1,28 +1,37 @@
 #!/usr/bin/env bash
 # Checks and measures the CUDA backend on a machine with a GPU, a CUDA toolkit, a
 # C++ compiler and make. It needs no network. Each part takes less than 9 minutes
-# and may be run by itself, `build` first.
+# and may be run by itself, `build` first; `all` is in order of what they tell.
 #
-#   scripts/gpu_check.sh build|test|ranks|sanitize|conformance|bench|all
-#                        [--out DIR] [--build DIR] [--emulated]
+#   scripts/gpu_check.sh build|test|train|bench|ranks|conformance|sanitize|all
+#                        [--out DIR] [--build DIR] [--minutes N] [--emulated]
 #
 #   build        train_gpt, the unit tests and the conformance program, by nvcc
 #   test         the unit tests on the device; those of equal bits 50 times
-#   ranks        NCCL with one rank; where there are several GPUs, whether two to
-#                eight ranks train as one does and repeat themselves
-#   sanitize     the unit tests under compute-sanitizer's four tools, each for a
-#                limited time
-#   conformance  what PTX instructions compute on the device, beside the emulator
+#   train        training steps beside PyTorch's (dev/bench/gpu_compare.py), with
+#                the clocks beside them; ours alone where there is no PyTorch
 #   bench        train_gpt bench kernels, with the clocks beside it, and bench
 #                optimizer
+#   ranks        NCCL with one rank; where there are several GPUs, whether two to
+#                eight ranks train as one does and repeat themselves
+#   conformance  what PTX instructions compute on the device, beside the emulator
+#   sanitize     the unit tests under compute-sanitizer's four tools, each for a
+#                limited time
 #   --out DIR    results.json and each part's logs (default build/gpu_check)
+#   --minutes N  for all of it: what does not fit is cut short or left out
 #   --emulated   the programs built for the emulator instead, few tests, tiny
 #                shapes: tries this script
 #
-# LMO_HEADERS=DIR   where nlohmann/json, CLI11 and xxhash (nlohmann/json.hpp,
-#                   CLI/CLI.hpp, xxhash.h) are, if not installed
+# Every part writes its files as it goes and results.json is made after each, so
+# that what is cut short loses nothing that was measured.
+#
+# LMO_HEADERS=DIR   what is not installed here: nlohmann/json.hpp, CLI/CLI.hpp,
+#                   xxhash.h, googletest/, cudnn_frontend.h with cudnn.h (default:
+#                   build/carry, which scripts/gpu_carry.sh fills elsewhere)
 # LMO_GTEST=DIR     GoogleTest's sources (default: googletest in LMO_HEADERS)
 # LMO_FILTER, LMO_SANITIZE_FILTER   GoogleTest filters of test and sanitize
+# LMO_TRAIN_CASES   cases of train, as gpu_compare.py takes them
+# LMO_TORCH         a Python with PyTorch (default python3), or none
 # LMO_COMMIT        what is measured, where git does not know
 #
 # Exit status: 0 all went well, 1 a test failed or there is no GPU, 2 wrong use.
@@ -36,14 +45,19 @@ wrong() {
     exit 2
 }
 
-parts=() out='' build=build emulated=''
+parts=() out='' build=build emulated='' minutes=''
 while [ $# -gt 0 ]; do
     case $1 in
-        build | test | ranks | sanitize | conformance | bench) parts+=("$1") ;;
-        all) parts=(build test ranks sanitize conformance bench) ;;
+        build | test | train | bench | ranks | conformance | sanitize) parts+=("$1") ;;
+        all) parts=(build test train bench ranks conformance sanitize) ;;
         --out | --build)
             [ $# -ge 2 ] || wrong "$1 needs a folder"
             if [ "$1" = --out ]; then out=$2; else build=$2; fi
+            shift
+            ;;
+        --minutes)
+            [[ ${2:-} =~ ^[1-9][0-9]*$ ]] || wrong "--minutes needs a whole number"
+            minutes=$2
             shift
             ;;
         --emulated) emulated=yes ;;
@@ -55,7 +69,7 @@ while [ $# -gt 0 ]; do
     esac
     shift
 done
-[ ${#parts[@]} -gt 0 ] || wrong 'which part? build, test, ranks, sanitize, conformance, bench or all'
+[ ${#parts[@]} -gt 0 ] || wrong 'which part? build, test, train, bench, ranks, conformance, sanitize or all'
 
 has() { command -v "$1" >/dev/null 2>&1; }
 if [ -z "$emulated" ] && ! { has nvidia-smi && nvidia-smi -L 2>/dev/null | grep -q GPU; }; then
@@ -90,9 +104,17 @@ record() { # record CHECK STATUS SECONDS [NOTE]
     echo "$part: $1: $2${4:+ ($4)}, $3 s"
 }
 
+# Seconds of $1 that --minutes leaves, at least 1.
+within() {
+    local left=$1
+    if [ -n "$minutes" ] && [ $((60 * minutes - SECONDS)) -lt "$left" ]; then left=$((60 * minutes - SECONDS)); fi
+    echo $((left > 1 ? left : 1))
+}
+
 # run CHECK SECONDS LOG COMMAND...: within the time; the status is ok, failed or timed out.
 run() {
-    local check=$1 limit=$2 log=$3 begin=$SECONDS code
+    local check=$1 limit log=$3 begin=$SECONDS code
+    limit=$(within "$2")
     shift 3
     timeout --kill-after=10 "$limit" "$@" >"$out/$log" 2>&1
     code=$?
@@ -119,6 +141,15 @@ find_headers() {
     [ -n "${LMO_HEADERS:-}" ] || return 0
     CPLUS_INCLUDE_PATH=$(realpath "$LMO_HEADERS")${CPLUS_INCLUDE_PATH:+:$CPLUS_INCLUDE_PATH}
     export CPLUS_INCLUDE_PATH
+    if [ -f "$LMO_HEADERS/cudnn_frontend.h" ]; then export CUDNN_FRONTEND=${CUDNN_FRONTEND:-$LMO_HEADERS}; fi
+}
+
+# cuDNN that came with PyTorch's packages serves us too.
+find_cudnn() {
+    local folder
+    [ -z "$emulated" ] && has "$torch" || return 0
+    folder=$("$torch" -c 'import nvidia.cudnn as cudnn; print(list(cudnn.__path__)[0])' 2>/dev/null) || return 0
+    [ ! -d "$folder/lib" ] || export LD_LIBRARY_PATH=${LD_LIBRARY_PATH:+$LD_LIBRARY_PATH:}$folder/lib
 }
 
 build_googletest() {
@@ -284,45 +315,92 @@ record_bench() { # record_bench NAME CODE BEGIN LOGS
     esac
 }
 
+# Samples the clocks into a file while a part measures.
+sampler=''
+start_sampler() {
+    if has nvidia-smi && [ -z "$emulated" ]; then
+        nvidia-smi --format=csv,nounits --query-gpu="$gpu_values" -i 0 -lms 200 >"$out/$1" 2>&1 &
+        sampler=$!
+    fi
+}
+stop_sampler() {
+    [ -z "$sampler" ] || kill "$sampler" 2>/dev/null
+    sampler=''
+}
+
 part_bench() {
-    local arguments=(bench kernels --device cuda --json) sampler='' begin=$SECONDS
+    local arguments=(bench kernels --device cuda --json) begin=$SECONDS
     local updates=(bench optimizer --device cuda --json)
     need_program bench "$programs/train_gpt" || return
     if [ -n "$emulated" ]; then
         echo '{"model": {"n_layer": 1, "n_head": 2, "d_model": 128, "d_ff": 64, "vocab_size": 64,
                          "seq_len": 16}}' >"$out/tiny.json"
         arguments+=(--config "$out/tiny.json" --tokens 32 --seconds 1)
-        updates+=(--shapes 16x24,24x16 --steps 1)
+        updates+=(--shapes "16x24,24x16" --steps 1)
+    else
+        arguments+=(--seconds $((3 * $(within 340) / 4)))
     fi
     clocks clocks_before.csv
-    if has nvidia-smi && [ -z "$emulated" ]; then
-        nvidia-smi --format=csv,nounits --query-gpu="$gpu_values" -i 0 -lms 200 >"$out/clocks_during.csv" 2>&1 &
-        sampler=$!
-    fi
-    timeout --kill-after=10 420 "$programs/train_gpt" "${arguments[@]}" >"$out/bench.jsonl" 2> >(tee "$out/bench.log" >&2)
+    start_sampler clocks_during.csv
+    timeout --kill-after=10 "$(within 420)" "$programs/train_gpt" "${arguments[@]}" >"$out/bench.jsonl" \
+        2> >(tee "$out/bench.log" >&2)
     record_bench bench $? $begin 'bench.log and bench.jsonl'
-    [ -n "$sampler" ] && kill "$sampler" 2>/dev/null
+    stop_sampler
     clocks clocks_after.csv
     begin=$SECONDS
-    timeout --kill-after=10 100 "$programs/train_gpt" "${updates[@]}" >"$out/bench_optimizer.jsonl" \
+    timeout --kill-after=10 "$(within 100)" "$programs/train_gpt" "${updates[@]}" >"$out/bench_optimizer.jsonl" \
         2> >(tee "$out/bench_optimizer.log" >&2)
     record_bench 'bench optimizer' $? $begin 'bench_optimizer.log and bench_optimizer.jsonl'
 }
 
+part_train() {
+    local arguments=(--binary "$programs/train_gpt" --python "$torch" --out "$out/train.jsonl") begin=$SECONDS
+    need_program train "$programs/train_gpt" || return
+    if ! has python3; then
+        record train missing 0 'python3 starts it'
+        return
+    fi
+    if [ -n "$emulated" ]; then
+        echo '{"model": {"n_layer": 1, "n_head": 2, "d_model": 128, "d_ff": 64, "vocab_size": 64, "seq_len": 16}}' \
+            >"$out/tiny.json"
+        arguments+=(--cases "$out/tiny.json:2x16:muon" "$out/tiny.json:2x16:adamw" --rounds 1 --steps 1 --warmup 1)
+    else
+        arguments+=(--seconds $(($(within 490) - 20)))
+        # shellcheck disable=SC2206 # words are cases
+        [ -z "${LMO_TRAIN_CASES:-}" ] || arguments+=(--cases $LMO_TRAIN_CASES)
+    fi
+    start_sampler clocks_train.csv
+    timeout --kill-after=10 "$(within 520)" python3 dev/bench/gpu_compare.py "${arguments[@]}" 2>"$out/train.log"
+    record_bench train $? $begin 'train.log and train.jsonl'
+    stop_sampler
+}
+
 # ---- the run --------------------------------------------------------------------------------------
+commit=${LMO_COMMIT:-$(git rev-parse HEAD 2>/dev/null || echo unknown)}
+[ -z "$(git status --porcelain 2>/dev/null)" ] || commit="$commit with changes"
+nvcc=$(nvcc --version 2>/dev/null | grep -o 'V[0-9.]*$' || echo none)
+collect() { # results.json of what there is, and a table
+    python3 scripts/gpu_results.py "$out" --commit "$commit" --nvcc "$nvcc" ${emulated:+--emulated} ||
+        echo "results.json could not be made; the parts' own files are in $out"
+}
+
+torch=${LMO_TORCH:-python3}
+LMO_HEADERS=${LMO_HEADERS:-$([ ! -d build/carry ] || echo build/carry)}
+find_cudnn
 clocks gpu.csv
 for part in "${parts[@]}"; do
     grep -v "^$part	" "$status_file" >"$status_file.new"
     mv "$status_file.new" "$status_file"
+    if [ "$(within 20)" -lt 20 ]; then
+        record "$part" 'left out' 0 "--minutes $minutes are over"
+        continue
+    fi
     "part_$part"
+    ! has python3 || collect >"$out/table.txt"
 done
 
-commit=${LMO_COMMIT:-$(git rev-parse HEAD 2>/dev/null || echo unknown)}
-[ -z "$(git status --porcelain 2>/dev/null)" ] || commit="$commit with changes"
-nvcc=$(nvcc --version 2>/dev/null | grep -o 'V[0-9.]*$' || echo none)
 if has python3; then
-    python3 scripts/gpu_results.py "$out" --commit "$commit" --nvcc "$nvcc" ${emulated:+--emulated} ||
-        echo "results.json could not be made; the parts' own files are in $out"
+    collect
 else
     echo "python3 is missing: no results.json; the parts' own files are in $out"
     cat "$status_file"

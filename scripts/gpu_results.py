@@ -73,18 +73,22 @@ def read_tests(folder):
     return result
 
 
-def read_bench(folder, name='bench'):
+def read_lines(path):
     lines = []
     try:
-        text = (folder / f'{name}.jsonl').read_text()
+        text = path.read_text()
     except OSError:
         return lines
     for line in text.splitlines():
         try:
-            lines.append(with_targets(json.loads(line)))
+            lines.append(json.loads(line))
         except ValueError:
             pass  # cut short when the program was stopped
     return lines
+
+
+def read_bench(folder, name='bench'):
+    return [with_targets(line) for line in read_lines(folder / f'{name}.jsonl')]
 
 
 def with_targets(line):
@@ -127,7 +131,8 @@ def read_clocks(folder):
 
 def collect(folder, arguments):
     bench, clocks = read_bench(folder), read_clocks(folder)
-    described = next((line['device'] for line in bench), None)
+    described = next((line['device'] for line in bench + read_lines(folder / 'train.jsonl')
+                      if line['what'] not in ('train.peer', 'train.left_out') and 'device' in line), None)
     gpu = clocks.get('gpu', {})
     return {
         'device': described or gpu.get('name'),
@@ -144,6 +149,7 @@ def collect(folder, arguments):
         'tests': read_tests(folder),
         'clocks': clocks,
         'bench': bench,
+        'train': read_lines(folder / 'train.jsonl'),
         'bench_optimizer': read_bench(folder, 'bench_optimizer'),
     }
 
@@ -189,6 +195,22 @@ def verdict(line, rate):
     return f'  goal {goal:g}: ' + ('met' if value >= goal else 'gate met' if value >= gate else 'MISSED')
 
 
+def train_lines(line, emulated):
+    """A case of gpu_compare.py: our speed, its goals, the ratios to PyTorch."""
+    def judged(found):
+        if emulated or 'goal' not in found or TARGET_DEVICE not in line['device']:
+            return ''
+        verdicts = [text for key, text in (('goal', 'met'), ('gate', 'gate met')) if found['median'] >= found[key]]
+        return f', goal {found["goal"]:g}: {(verdicts or ["MISSED"])[0]}'
+
+    speed, share = line['tokens_per_s'], line['phases_share']
+    yield (f'{line["case"]:22} {speed["median"]:8.0f} tokens/s{judged(speed)}, mfu {line["mfu"]:.1%}, '
+           f'parts / whole {share:.3f}' + ('' if emulated or 0.97 <= share <= 1.03 else ': NOT WITHIN 3 %'))
+    if line['torch']:
+        yield '  times ' + '; '.join(f'{name}: {found["ratio"]["median"]:.2f}{judged(found["ratio"])}'
+                                     for name, found in line['torch'].items())
+
+
 def bench_line(line):
     name = line['what'].removeprefix('kernel.')
     start = f'{name:22} {line["shape"]:22} {line["dtype"]:4}'
@@ -202,6 +224,11 @@ def bench_line(line):
 def table(results):
     """At most LINES lines; of the measurements those with a target first."""
     lines = list(header_lines(results))
+    for line in results['train']:
+        if line['what'] == 'train.case':
+            lines += train_lines(line, results['emulated'])
+        elif line['what'] == 'train.left_out':
+            lines.append(f'{line["case"]:22} left out: {line["why"]}'[:160])
     bench = results['bench']
     room = LINES - len(lines) - 3
     if bench and room > 0:

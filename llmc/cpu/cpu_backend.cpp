@@ -83,6 +83,15 @@ double CpuBackend::free_bytes() const {
 
 void CpuBackend::release(void* memory) { std::free(memory); }
 
+void CpuBackend::mark(size_t moment) {
+    if (moments_.size() <= moment) moments_.resize(moment + 1);
+    moments_[moment] = std::chrono::steady_clock::now();
+}
+
+double CpuBackend::seconds_between(size_t from, size_t to) {
+    return std::chrono::duration<double>(moments_[to] - moments_[from]).count();
+}
+
 void CpuBackend::copy_in(const Tensor& to, const void* host) {
     if (to.count() > 0) std::memcpy(to.data, host, to.bytes());  // else both may be null
 }

@@ -5,6 +5,9 @@
 // GEMMs may). The element loops are in *_kernels.cpp, the operations in a file a family.
 #pragma once
 
+#include <chrono>
+#include <vector>
+
 #include "llmc/cpu/bf16_matmul.h"
 #include "llmc/cpu/gemm.h"
 #include "llmc/cpu/parallel.h"
@@ -24,6 +27,7 @@ class CpuBackend : public Backend {
     std::string missing_attention_library() const override {
         return "the CPU has no library for attention";
     }
+    bool is_separate() const override { return false; }
     double free_bytes() const override;
 
     void* allocate(size_t bytes) override;
@@ -35,6 +39,8 @@ class CpuBackend : public Backend {
 
     std::unique_ptr<Graph> capture(std::function<void()> body) override;
     void synchronize() override {}
+    void mark(size_t moment) override;
+    double seconds_between(size_t from, size_t to) override;
 
     size_t workspace_bytes(const Gemm& op) const override;
     size_t workspace_bytes(const SymmetricProduct& op) const override;
@@ -111,6 +117,7 @@ class CpuBackend : public Backend {
     void orthogonalise(const NewtonSchulz& op, const Tensor& tensor, Scratch& scratch) const;
 
     void convert(DType to_type, void* to, DType from_type, const void* from, int64_t count) const;
+    std::vector<std::chrono::steady_clock::time_point> moments_;
     int threads_;
     Kernels kernels_;
     Blas blas_;

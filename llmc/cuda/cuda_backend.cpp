@@ -74,6 +74,7 @@ CudaBackend::CudaBackend(const LocalRank& rank)
 CudaBackend::~CudaBackend() {
     cudaStreamSynchronize(stream_);
     cudnn_.reset();
+    for (const cudaEvent_t event : moments_) cudaEventDestroy(event);
     cudaStreamDestroy(stream_);
 }
 
@@ -170,8 +171,22 @@ std::unique_ptr<Graph> CudaBackend::capture(std::function<void()> body) {
     return std::make_unique<CapturedGraph>(graph, stream_);
 }
 
-void CudaBackend::synchronize() {
-    check(cudaStreamSynchronize(stream_), "waiting for the GPU");
+void CudaBackend::synchronize() { check(cudaStreamSynchronize(stream_), "waiting for the GPU"); }
+
+void CudaBackend::mark(size_t moment) {
+    while (moments_.size() <= moment) {
+        cudaEvent_t event = nullptr;
+        check(cudaEventCreate(&event), "making an event");
+        moments_.push_back(event);
+    }
+    check(cudaEventRecord(moments_[moment], stream_), "marking a moment");
+}
+
+double CudaBackend::seconds_between(size_t from, size_t to) {
+    check(cudaEventSynchronize(moments_[to]), "waiting for a moment");
+    float milliseconds = 0.0f;
+    check(cudaEventElapsedTime(&milliseconds, moments_[from], moments_[to]), "reading the time");
+    return 1e-3 * static_cast<double>(milliseconds);
 }
 
 // As nvidia-smi -L writes it.

@@ -9,6 +9,7 @@
 #include <cuda_runtime_api.h>
 
 #include <memory>
+#include <vector>
 
 #include "llmc/cuda/blas.h"
 #include "llmc/cuda/cudnn_attention.h"
@@ -30,6 +31,7 @@ class CudaBackend : public Backend {
     bool has_newton_schulz(DType inner) const override { return inner != DType::f64; }
     bool has_fp64() const override { return false; }
     std::string missing_attention_library() const override;
+    bool is_separate() const override { return true; }
     double free_bytes() const override;
 
     void* allocate(size_t bytes) override;
@@ -41,6 +43,8 @@ class CudaBackend : public Backend {
 
     std::unique_ptr<Graph> capture(std::function<void()> body) override;
     void synchronize() override;
+    void mark(size_t moment) override;
+    double seconds_between(size_t from, size_t to) override;
 
     std::string device_id() const override;
     std::string make_communicator_id() override;
@@ -109,6 +113,7 @@ class CudaBackend : public Backend {
 
     cudaStream_t stream_ = nullptr;
     cudaDeviceProp device_{};
+    std::vector<cudaEvent_t> moments_;
     std::unique_ptr<Blas> blas_;
     mutable std::unique_ptr<CudnnAttention> cudnn_;  // opened when it is first asked for
 };

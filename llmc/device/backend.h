@@ -393,6 +393,9 @@ class Backend {
     virtual bool has_fp64() const = 0;
     // Why there is no attention by a library here; empty where there is.
     virtual std::string missing_attention_library() const = 0;
+    // Whether this is a device beside the processor: with memory of its own, and with operations that
+    // run behind the calls that issue them.
+    virtual bool is_separate() const = 0;
     // Memory that allocate may still hand out, about; infinite where nobody says.
     virtual double free_bytes() const = 0;
 
@@ -408,6 +411,10 @@ class Backend {
     // Order. capture records the operations that body() issues, without running them.
     virtual std::unique_ptr<Graph> capture(std::function<void()> body) = 0;
     virtual void synchronize() = 0;
+    // Moments: mark(i) is when all operations issued before it are done, seconds_between waits for
+    // both. For the few numbers from 0 on that are in use; not while recording.
+    virtual void mark(size_t moment) = 0;
+    virtual double seconds_between(size_t from, size_t to) = 0;
 
     // Dense.
     virtual size_t workspace_bytes(const Gemm&) const = 0;

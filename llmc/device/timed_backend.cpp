@@ -36,13 +36,36 @@ std::string to_string(Part part) {
     return "";
 }
 
-double TimedBackend::seconds() const {
+void TimedBackend::settle() {
+    for (const Span& span : spans_) {
+        const PartTime time{inner_.seconds_between(span.from, span.to), 1};
+        times_[static_cast<size_t>(span.part)] += time;
+        if (span.gemm >= 0) gemms_[static_cast<size_t>(span.gemm)].time = time;
+    }
+    spans_.clear();
+    moments_ = 0;
+    idle_ = true;
+}
+
+const PartTime& TimedBackend::time(Part part) {
+    settle();
+    return times_[static_cast<size_t>(part)];
+}
+
+const std::vector<TimedGemm>& TimedBackend::gemms() {
+    settle();
+    return gemms_;
+}
+
+double TimedBackend::seconds() {
+    settle();
     double sum = 0.0;
     for (const PartTime& time : times_) sum += time.seconds;
     return sum;
 }
 
-std::vector<TimedGemm> TimedBackend::distinct_gemms() const {
+std::vector<TimedGemm> TimedBackend::distinct_gemms() {
+    settle();
     std::vector<TimedGemm> distinct;
     for (const TimedGemm& call : gemms_) {
         const auto known = std::find_if(distinct.begin(), distinct.end(), [&](const auto& other) {
@@ -58,21 +81,30 @@ std::vector<TimedGemm> TimedBackend::distinct_gemms() const {
 }
 
 void TimedBackend::restart() {
+    settle();
     times_ = {};
     gemms_.clear();
 }
 
 std::unique_ptr<Graph> TimedBackend::capture(std::function<void()> body) {
+    if (!timing_) return inner_.capture(std::move(body));
     return std::make_unique<ReissuedGraph>(std::move(body));
+}
+
+void TimedBackend::synchronize() {
+    inner_.synchronize();
+    idle_ = true;
 }
 
 // ---- data and elementwise -----------------------------------------------------------------------
 
 void TimedBackend::copy_in(const Tensor& to, const void* host) {
     timed(Part::data, [&] { inner_.copy_in(to, host); });
+    idle_ = true;  // it waited
 }
 void TimedBackend::copy_out(void* host, const Tensor& from) {
     timed(Part::data, [&] { inner_.copy_out(host, from); });
+    idle_ = true;
 }
 void TimedBackend::copy(const Tensor& to, const Tensor& from) {
     timed(Part::elementwise, [&] { inner_.copy(to, from); });
@@ -103,8 +135,10 @@ void TimedBackend::swiglu_backward(const SwigluBackward& op) {
 // ---- GEMM, attention, classifier ----------------------------------------------------------------
 
 void TimedBackend::gemm(const Gemm& op) {
-    const double seconds = timed(Part::gemm, &Backend::gemm, op);
-    gemms_.push_back({op, {seconds, 1}});
+    if (!timing_) return inner_.gemm(op);
+    gemms_.push_back({op, {}});
+    timed(
+        Part::gemm, [&] { inner_.gemm(op); }, static_cast<int64_t>(gemms_.size()) - 1);
 }
 void TimedBackend::attention_forward(const AttentionForward& op) {
     timed(Part::attention, &Backend::attention_forward, op);

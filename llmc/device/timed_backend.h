@@ -1,16 +1,15 @@
-// A backend around a backend that finds out where the time goes: every operation is handed on,
-// waited for, and counted for its part of a training step. What computes on it does not know of it,
-// and gets the same bits.
+// A backend around a backend that finds out where the time goes: every operation is handed on
+// between two moments of the device, and counted for its part of a training step. What computes on
+// it does not know of it, and gets the same bits.
 //
-// Waiting after every operation costs nothing on the processor, where operations are done when they
-// return. Captured operations are issued one by one at each launch: nobody can look inside a graph
-// that runs as a whole.
+// Nobody waits for the moments until the times are asked for, so that a GPU runs on without gaps.
+// Captured operations are issued one by one at each launch: nobody can look inside a graph that
+// runs as a whole.
 #pragma once
 
 #include <array>
 #include <vector>
 
-#include "llmc/core/timer.h"
 #include "llmc/device/backend.h"
 
 namespace lmo {
@@ -47,12 +46,15 @@ class TimedBackend : public Backend {
   public:
     explicit TimedBackend(Backend& inner) : inner_(inner) {}
 
-    // Since the last restart().
-    const PartTime& time(Part part) const { return times_[static_cast<size_t>(part)]; }
-    double seconds() const;                                         // of all parts
-    const std::vector<TimedGemm>& gemms() const { return gemms_; }  // every call, in order
-    std::vector<TimedGemm> distinct_gemms() const;                  // in order of the first call
+    // Since the last restart(). These wait for what was issued.
+    const PartTime& time(Part part);
+    double seconds();                         // of all parts
+    const std::vector<TimedGemm>& gemms();    // every call, in order
+    std::vector<TimedGemm> distinct_gemms();  // in order of the first call
     void restart();
+
+    // Off: operations are handed on untimed, and graphs are recorded as the inner backend does.
+    void set_timing(bool on) { timing_ = on; }
 
     std::string describe() const override { return inner_.describe(); }
     DType preferred_compute() const override { return inner_.preferred_compute(); }
@@ -62,6 +64,7 @@ class TimedBackend : public Backend {
     std::string missing_attention_library() const override {
         return inner_.missing_attention_library();
     }
+    bool is_separate() const override { return inner_.is_separate(); }
     double free_bytes() const override { return inner_.free_bytes(); }
 
     void* allocate(size_t bytes) override { return inner_.allocate(bytes); }
@@ -72,7 +75,11 @@ class TimedBackend : public Backend {
     void zero(const Tensor& tensor) override;
 
     std::unique_ptr<Graph> capture(std::function<void()> body) override;
-    void synchronize() override { inner_.synchronize(); }
+    void synchronize() override;
+    void mark(size_t moment) override { inner_.mark(moment); }
+    double seconds_between(size_t from, size_t to) override {
+        return inner_.seconds_between(from, to);
+    }
 
     size_t workspace_bytes(const Gemm& op) const override;
     size_t workspace_bytes(const SymmetricProduct& op) const override;
@@ -127,21 +134,35 @@ class TimedBackend : public Backend {
     void spectral_update(const SpectralUpdate& op) override;
 
   private:
+    // A call between two moments of the device. One that follows another at once begins where that
+    // ended.
+    struct Span {
+        Part part;
+        size_t from, to;
+        int64_t gemm;  // its index, or -1
+    };
+
     template <class Body>
-    double timed(Part part, Body body) {
-        const Timer timer;
+    void timed(Part part, Body body, int64_t gemm = -1) {
+        if (!timing_) return body();
+        if (idle_) inner_.mark(moments_++);
+        const size_t from = moments_ - 1;
         body();
-        inner_.synchronize();
-        const double seconds = timer.seconds();
-        times_[static_cast<size_t>(part)] += {seconds, 1};
-        return seconds;
+        inner_.mark(moments_);
+        spans_.push_back({part, from, moments_++, gemm});
+        idle_ = !inner_.is_separate();
     }
     template <class Operation>
-    double timed(Part part, void (Backend::*run)(const Operation&), const Operation& operation) {
-        return timed(part, [&] { (inner_.*run)(operation); });
+    void timed(Part part, void (Backend::*run)(const Operation&), const Operation& operation) {
+        timed(part, [&] { (inner_.*run)(operation); });
     }
+    void settle();  // times of the spans
 
     Backend& inner_;
+    bool timing_ = true;
+    bool idle_ = true;  // the host may have done other things since the last moment
+    size_t moments_ = 0;
+    std::vector<Span> spans_;
     std::array<PartTime, kParts> times_;
     std::vector<TimedGemm> gemms_;
 };

@@ -177,20 +177,21 @@ void add_attention(BenchCases& b, const AttentionShape& s, bool library) {
     b.compute_bound("attention_forward" + by, shape, compute, 2 * square, [=](BenchMemory& memory) {
         return memory.call(&Backend::attention_forward, forward(memory));
     });
-    b.compute_bound("attention_backward" + by, shape, compute, 5 * square, [=](BenchMemory& memory) {
-        const AttentionForward f = forward(memory);
-        memory.call(&Backend::attention_forward, f)();  // out and lse have to fit q, k, v
-        const AttentionBackward backward{f.qkv,
-                                         f.out,
-                                         f.lse,
-                                         memory.input(compute, f.out.shape),
-                                         memory.output(compute, f.qkv.shape),
-                                         f.heads,
-                                         f.kv_heads,
-                                         {},
-                                         library};
-        return memory.call(&Backend::attention_backward, backward);
-    });
+    b.compute_bound(
+        "attention_backward" + by, shape, compute, 5 * square, [=](BenchMemory& memory) {
+            const AttentionForward f = forward(memory);
+            memory.call(&Backend::attention_forward, f)();  // out and lse have to fit q, k, v
+            const AttentionBackward backward{f.qkv,
+                                             f.out,
+                                             f.lse,
+                                             memory.input(compute, f.out.shape),
+                                             memory.output(compute, f.qkv.shape),
+                                             f.heads,
+                                             f.kv_heads,
+                                             {},
+                                             library};
+            return memory.call(&Backend::attention_backward, backward);
+        });
 }
 
 void add_attention_one(BenchCases& b, const AttentionShape& s) {

@@ -9,6 +9,7 @@ import unittest
 ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
 CLANG_TIDY = shutil.which('clang-tidy')
 CUDA_HEADERS = os.environ.get('LMO_CUDA_HEADERS', '')
+CUDNN_FRONTEND = ROOT / 'build/cudnn_frontend/include'
 
 
 def flags():
@@ -22,6 +23,8 @@ def flags():
         result.append('-DLMO_ONEDNN')
     if CUDA_HEADERS:
         result.append(f'-isystem{pathlib.Path(CUDA_HEADERS.split()[0]).parent}')
+    if CUDNN_FRONTEND.exists():
+        result.append(f'-isystem{CUDNN_FRONTEND}')
     return result
 
 
@@ -46,6 +49,8 @@ def add_test(path):
     needs_cuda = path.parent.name == 'cuda'
 
     @unittest.skipIf(needs_cuda and not CUDA_HEADERS, 'no headers of a CUDA toolkit here')
+    @unittest.skipIf(path.name == 'cudnn_attention.cpp' and not CUDNN_FRONTEND.exists(),
+                     'no headers of cudnn-frontend (scripts/setup.sh cudnn)')
     def test(self):
         result = tidy(path)
         self.assertEqual(result.returncode, 0, f'{result.stdout}\n{result.stderr}')

@@ -44,6 +44,9 @@ class BenchTest(CliTest):
             self.assertGreater(whole[f'{part}_ms'], 0, part)
         self.assertLess(whole['other_ms'], whole['ms'] / 2)
         self.assertLessEqual(whole['ms_min'], whole['ms'])
+        self.assertLessEqual(whole['ms'], whole['ms_max'])
+        # On a CPU whole steps are the steps by parts.
+        self.assertEqual((whole['graphs'], whole['phases_share'], whole['phases_ms']), (False, 1, whole['ms']))
         self.assertAlmostEqual(whole['tokens_per_s'] * whole['ms'] / 1e3, 4 * 64, places=6)
         self.assertGreater(whole['gemm_library_ms'], 0)
         self.assertGreater(whole['mfu'], 0)

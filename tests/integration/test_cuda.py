@@ -1,4 +1,5 @@
 """Training on the CUDA backend, its kernels executed by the emulator: the CPU's results, resumed exactly."""
+import json
 import subprocess
 
 from emulated import EmulatedTest
@@ -56,3 +57,36 @@ class CudaTest(EmulatedTest):
         fp64 = self.on_emulator('train', '--config', 'config.json', '--device', 'cuda', '--set',
                                 'precision.compute=fp64', status=2)
         self.assertIn('fp64', fp64.err)
+
+    def test_attention_by_cudnn_is_refused_where_there_is_none(self):
+        self.config({'run': {'steps': 1}, 'model': {'attention': 'cudnn'}})
+        command = ['train', '--config', 'config.json', '--device']
+        expected = r'^train_gpt: model.attention = "cudnn": .*; expected "own"$'
+        asked = self.on_emulator(*command, 'cuda', status=2)
+        self.assertRegex(asked.err.strip(), expected)
+        self.assertIn('scripts/setup.sh cudnn', asked.err)
+        on_cpu = self.run_cli(*command, 'cpu')
+        self.assertEqual(on_cpu.status, 2)
+        self.assertRegex(on_cpu.err.strip(), expected)
+        # A plan for a GPU that is not here needs none.
+        plan = self.run_cli('plan', '--config', 'config.json', '--device', 'cuda')
+        self.assertEqual(plan.status, 0, plan.err)
+
+    def test_parts_of_a_step_between_moments_of_the_device(self):
+        self.config({'batch': {'sequences': 4, 'micro_batch': 2}})
+        for graphs in ('true', 'false'):
+            out = self.on_emulator('bench', 'train', '--config', 'config.json', '--device', 'cuda', '--json', '--steps', '2',
+                                   '--warmup', '1', '--set', f'run.graphs={graphs}').out
+            lines = [json.loads(line) for line in out.splitlines()]
+            whole = lines[-1]
+            parts = {line['what']: line for line in lines}
+            self.assertEqual(whole['graphs'], graphs == 'true')
+            names = ('gemm', 'attention', 'classifier', 'elementwise', 'optimizer', 'data', 'other')
+            self.assertAlmostEqual(sum(whole[f'{name}_ms'] for name in names) / whole['phases_ms'], 1, delta=0.03)
+            self.assertGreaterEqual(min(whole[f'{name}_ms'] for name in names), 0)
+            self.assertLess(whole['other_ms'], 0.2 * whole['phases_ms'])
+            self.assertAlmostEqual(whole['phases_share'], whole['phases_ms'] / whole['ms'])
+            # Two micro-batches; the copies are tokens and targets of each, the rate in, loss and norm out.
+            self.assertEqual((parts['train.attention']['calls'], parts['train.data']['calls']), (2 * 2 * 2, 2 * 2 + 3))
+            # The emulator gives exactly what it is asked for.
+            self.assertAlmostEqual(whole['peak_memory_bytes'] / whole['planned_bytes'], 1, delta=0.03)

@@ -33,14 +33,15 @@ class GpuCheckTest(unittest.TestCase):
 
     @unittest.skipIf(shutil.which('nvidia-smi'), 'for machines without a GPU')
     def test_a_machine_without_a_gpu_is_told_at_once(self):
-        for part in ('build', 'test', 'ranks', 'sanitize', 'conformance', 'bench', 'all'):
+        for part in ('build', 'test', 'train', 'bench', 'ranks', 'conformance', 'sanitize', 'all'):
             result = self.check(part, '--out', 'out')
             self.assertEqual((result.returncode, result.stdout), (1, ''))
             self.assertIn('no GPU here', result.stderr)
         self.assertFalse((self.folder / 'out').exists())
 
     def test_wrong_use(self):
-        for arguments in ([], ['tset'], ['test', '--out'], ['test', '--fast']):
+        for arguments in ([], ['tset'], ['test', '--out'], ['test', '--fast'], ['test', '--minutes'], ['test', '--minutes', '0'],
+                          ['test', '--minutes', 'two']):
             self.assertEqual(self.check(*arguments).returncode, 2, arguments)
         self.assertIn('gpu_check.sh build|test', self.check('--help').stdout)
 
@@ -95,6 +96,20 @@ class GpuCheckTest(unittest.TestCase):
         results, _ = self.results([kernel('rope', '1', 'gbs', 1)])
         self.assertEqual(results['bench_optimizer'], [line])
         self.assertEqual(len(results['bench']), 1)
+
+    def test_training_beside_pytorch(self):
+        case = {'what': 'train.case', 'case': '124m:256x512:adamw', 'mfu': 0.5, 'phases_share': 1.04,
+                'tokens_per_s': {'median': 6e5, 'gate': 5.6e5, 'goal': 6.4e5}, 'device': 'NVIDIA H200',
+                'torch': {'best': {'ratio': {'median': 1.3, 'gate': 1.1, 'goal': 1.25}},
+                          'AdamW fused': {'ratio': {'median': 1.35}}}}
+        left = {'what': 'train.left_out', 'case': '210m:256x512:lion', 'why': '3 of 480 s are left'}
+        (self.folder / 'train.jsonl').write_text(json.dumps(case) + '\n' + json.dumps(left) + '\n{"what": "tr')
+        results, table = self.results([])
+        self.assertEqual((results['train'], results['device']), ([case, left], 'NVIDIA H200'))
+        row = self.row(table, '124m')
+        self.assertIn('600000 tokens/s, goal 640000: gate met, mfu 50.0%, parts / whole 1.040: NOT WITHIN 3 %', row)
+        self.assertEqual(table[table.index(row) + 1], '  times best: 1.30, goal 1.25: met; AdamW fused: 1.35')
+        self.assertTrue(self.row(table, '210m').endswith('left out: 3 of 480 s are left'))
 
     def test_nothing_measured(self):
         results, _ = self.results([])

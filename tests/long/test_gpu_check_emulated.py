@@ -25,7 +25,7 @@ class GpuCheckTest(unittest.TestCase):
         results = json.loads((folder / 'results.json').read_text())
         self.assertTrue(results['emulated'])
         self.assertEqual({part['part'] for part in results['parts']},
-                         {'build', 'test', 'ranks', 'sanitize', 'conformance', 'bench'})
+                         {'build', 'test', 'train', 'bench', 'ranks', 'conformance', 'sanitize'})
         ranks = [part for part in results['parts'] if part['part'] == 'ranks']
         self.assertEqual({part['status'] for part in ranks}, {'ok'}, ranks)
         self.assertEqual(len(ranks), 6)
@@ -33,5 +33,7 @@ class GpuCheckTest(unittest.TestCase):
         self.assertEqual(results['tests']['failed'], [])
         self.assertFalse([line for line in results['bench'] if 'error' in line])
         self.assertGreater(len(results['bench']), 40)
+        cases = [line for line in results['train'] if line['what'] == 'train.case']
+        self.assertEqual([case['preset'] for case in cases], ['muon', 'adamw'])
         self.assertFalse([line for line in results['bench_optimizer'] if 'error' in line])
         self.assertGreater(len(results['bench_optimizer']), 15)

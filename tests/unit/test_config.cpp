@@ -254,7 +254,8 @@ TEST_F(ConfigTest, ResumeConflictsNameOldAndNew) {
     const Json saved = load("base.json").resolved;
     EXPECT_TRUE(resume_conflicts(saved, saved).empty());
     const Config may = load("base.json", {"run.dir=x", "run.name=y", "run.device=cpu",
-                                          "log.every=5", "eval.every=3", "checkpoint.keep=9"});
+                                          "log.every=5", "eval.every=3", "checkpoint.keep=9",
+                                          "model.attention=cudnn", "model.recompute=block"});
     EXPECT_TRUE(resume_conflicts(saved, may.resolved).empty());
     const Config other =
         load("base.json", {"optimizer.lr=0.002", "optimizer.preset=nsgd", "run.threads=2",

@@ -1,4 +1,5 @@
 // The timed backend changes no bit, counts every operation for one part, and lists the GEMM calls.
+#include "llmc/core/timer.h"
 #include "llmc/device/timed_backend.h"
 
 #include <gtest/gtest.h>
