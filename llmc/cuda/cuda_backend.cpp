@@ -48,7 +48,9 @@ int device_number(const LocalRank& rank) {
     throw UsageError(std::to_string(rank.count) + " ranks on this machine, where " +
                      std::to_string(count) +
                      " GPUs are visible: every rank needs one of its own; start at most " +
-                     std::to_string(count) + " here, and look at CUDA_VISIBLE_DEVICES");
+                     std::to_string(count) +
+                     " here, look at CUDA_VISIBLE_DEVICES, or compute on the "
+                     "CPU (--device cpu)");
 }
 
 cudaDeviceProp open_device(int number) {

@@ -41,7 +41,7 @@ NcclCommunicator::NcclCommunicator(const std::string& id, int rank, int ranks, c
           "connecting the GPUs");
 }
 
-NcclCommunicator::~NcclCommunicator() { abort(); }
+NcclCommunicator::~NcclCommunicator() { NcclCommunicator::abort(); }
 
 // All operations have ended where a run goes well, so that nothing is cut off; where it does not,
 // nobody may wait. What the library says to it has no reader.

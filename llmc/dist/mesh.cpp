@@ -235,11 +235,11 @@ void Mesh::begin_watch(const char* what) {
     for (Peer& peer : peers_) peer.heard = said_alive_;
 }
 
-void Mesh::watch() {
+void Mesh::watch(double patience) {
     const auto since = [](Clock::time_point time) {
         return std::chrono::duration<double>(Clock::now() - time).count();
     };
-    if (since(said_alive_) >= std::min(1.0, timeout_ / 4)) {
+    if (since(said_alive_) >= alive_interval()) {
         said_alive_ = Clock::now();
         send_alive();
     }
@@ -247,12 +247,11 @@ void Mesh::watch() {
     for (Peer& peer : peers_) {
         if (!peer.socket.open()) continue;
         look_at(peer);
-        if (since(peer.heard) > timeout_) silent.push_back(index(peer));
+        if (since(peer.heard) > patience) silent.push_back(index(peer));
     }
     if (silent.empty()) return;
     fail(ranks_text(silent) + " gave no sign of life in '" + what_ + "' for " +
-             seconds_text(timeout_) +
-             " (run.rank_timeout), so all ranks stop; a stopped or overloaded machine?",
+             seconds_text(patience) + ", so all ranks stop; a stopped or overloaded machine?",
          silent.front());
 }
 

@@ -56,9 +56,12 @@ class Mesh {
 
     // While this rank waits for something that all ranks do without this mesh, between two
     // exchanges: says that it lives and looks whether the others do. Throws RanksFailed as
-    // exchange does. `what` names what they do; begin_watch first.
+    // exchange does, where a rank was silent for `patience` seconds too. `what` names what they
+    // do; begin_watch first.
     void begin_watch(const char* what);
-    void watch();
+    void watch(double patience);
+    // A rank that is alive has said so several times within this many seconds.
+    double surely_heard() const { return 4.0 * alive_interval(); }
 
     // This rank gives up: the others get `text`, and `printer` shows it.
     void tell_failure(const std::string& text, ExitStatus status, int printer);
@@ -101,6 +104,7 @@ class Mesh {
     void require_expected(const Peer& peer);
     void require_in_time();
     void look_at(Peer& peer);
+    double alive_interval() const { return timeout_ < 4.0 ? timeout_ / 4.0 : 1.0; }
     [[noreturn]] void fail(const std::string& text, int culprit);
     [[noreturn]] void adopt(const Peer& peer);
     [[noreturn]] void lost(const Peer& peer);

@@ -168,10 +168,13 @@ void Ranks::Watch::look() {
     }
     if (!ranks_.mesh_ || since_look_.seconds() < kLookSeconds) return;
     since_look_.restart();
-    ranks_.mesh_->watch();
-    if (since_start_.seconds() < ranks_.mesh_->timeout()) return;
+    Mesh& mesh = *ranks_.mesh_;
+    mesh.watch(mesh.timeout());
+    // Time is up. Whoever stopped before that is found out by now.
+    if (since_start_.seconds() < mesh.timeout() + mesh.surely_heard()) return;
+    mesh.watch(mesh.surely_heard());
     char seconds[32];
-    std::snprintf(seconds, sizeof seconds, "%g s", ranks_.mesh_->timeout());
+    std::snprintf(seconds, sizeof seconds, "%g s", mesh.timeout());
     throw Error(std::string("'") + what_ + "' did not end within " + seconds +
                 " (run.rank_timeout), though all ranks live and take part; do the devices reach "
                 "each other?");

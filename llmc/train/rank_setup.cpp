@@ -79,11 +79,16 @@ void require_own_devices(const Backend& backend, Ranks& ranks) {
             const std::string both =
                 "ranks " + std::to_string(first) + " and " + std::to_string(second);
             const std::string text =
-                together ? both + " are on one machine and see 1 GPU, the same: every rank needs "
-                                  "one of its own; start at most 1 there"
-                         : both + " have the same GPU: every rank needs one of its own; show no "
-                                  "two containers the same ones";
-            throw RanksFailed(text + ", and look at CUDA_VISIBLE_DEVICES", ExitStatus::usage_error,
+                together ? both +
+                               " are on one machine and see 1 GPU, the same: every rank needs "
+                               "one of its own; start at most 1 there"
+                         : both +
+                               " have the same GPU: every rank needs one of its own; show no "
+                               "two containers the same ones";
+            throw RanksFailed(text +
+                                  ", look at CUDA_VISIBLE_DEVICES, or compute on the CPU "
+                                  "(--device cpu)",
+                              ExitStatus::usage_error,
                               0);  // every rank knows
         }
     }
@@ -107,8 +112,7 @@ void require_same_on_all(const Config& config, Ranks& ranks) {
 std::unique_ptr<Backend> make_rank_backend(const Config& config, Ranks& ranks) {
     if (ranks.size() == 1) return make_backend(config.run.device, config.run.threads);
     const int threads = config.run.threads > 0 ? config.run.threads : threads_of_a_rank(ranks);
-    std::unique_ptr<Backend> backend =
-        make_backend(config.run.device, threads, local_rank(ranks));
+    std::unique_ptr<Backend> backend = make_backend(config.run.device, threads, local_rank(ranks));
     const std::string own = backend->describe();
     const std::string first = ranks.broadcast(own, "device of rank 0");
     ranks.require_equal(fingerprint(own), "device",

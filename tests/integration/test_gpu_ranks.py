@@ -105,9 +105,13 @@ class FailureTest(GpuRanksTest):
         self.assertLess(time.time() - start, 5)
 
     def test_a_stopped_rank_is_named(self):
-        ranks = self.start_and_hang(5, '--set', 'run.rank_timeout=3')
+        ranks = self.start_and_hang(5, '--set', 'run.rank_timeout=2')
         ranks[1].send_signal(signal.SIGSTOP)
-        self.assert_first_says(ranks, r"rank 1 gave no sign of life in 'sum of gradients' for 3 s \(run\.rank_timeout\)")
+        self.assert_first_says(ranks, r"rank 1 gave no sign of life in 'sum of gradients' for 2 s, so all ranks stop")
+
+    def test_a_collective_that_never_ends(self):
+        ranks = self.start_and_hang(3, '--set', 'run.rank_timeout=2')
+        self.assert_first_says(ranks, r"(rank 1: )?'sum of gradients' did not end within 2 s \(run\.rank_timeout\)")
 
     def test_what_nccl_reports(self):
         ranks = self.start(2, environment={1: {'LMO_NCCL_FAIL': '3'}})
@@ -125,9 +129,11 @@ class FailureTest(GpuRanksTest):
     def test_too_few_devices(self):
         self.assertEqual(self.ranks(4, devices=2, status=2).err,
                          'train_gpt: 4 ranks on this machine, where 2 GPUs are visible: every rank needs one of '
-                         'its own; start at most 2 here, and look at CUDA_VISIBLE_DEVICES\n')
+                         'its own; start at most 2 here, look at CUDA_VISIBLE_DEVICES, or compute on the CPU '
+                         '(--device cpu)\n')
         self.assertEqual(self.ranks(2, devices=1, status=2).err,
                          'train_gpt: ranks 0 and 1 are on one machine and see 1 GPU, the same: every rank needs one of '
-                         'its own; start at most 1 there, and look at CUDA_VISIBLE_DEVICES\n')
+                         'its own; start at most 1 there, look at CUDA_VISIBLE_DEVICES, or compute on the CPU '
+                         '(--device cpu)\n')
         self.assertTrue(re.search('no GPU', self.ranks(2, status=1, environment={'LMO_EMULATOR_NO_DEVICE': '1'}).err))
         self.assertFalse((self.folder / 'run' / 'checkpoints').exists())

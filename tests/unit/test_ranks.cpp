@@ -341,13 +341,23 @@ TEST(Ranks, WhatGoesWrongWhileTheyWaitTogether) {
         }
         ranks.wait_together("test", never);
     });
-    EXPECT_EQ(errors[0].substr(0, 50), "rank 1 gave no sign of life in 'test' for 0.3 s (r");
+    EXPECT_EQ(errors[0].substr(0, 50), "rank 1 gave no sign of life in 'test' for 0.3 s, s");
+    // One that stops shortly before time is up is named as well.
+    errors = on_ranks(2, meeting("late"), [&](Ranks& ranks) {
+        ranks.set_timeout(1.0);
+        ranks.barrier("start");
+        const Timer timer;
+        if (ranks.first()) ranks.wait_together("test", never);
+        ranks.wait_together("test", [&] { return timer.seconds() > 0.8; });
+        std::this_thread::sleep_for(std::chrono::milliseconds(1500));
+    });
+    EXPECT_EQ(errors[0].substr(0, 46), "rank 1 gave no sign of life in 'test' for 1 s,");
     errors = on_ranks(2, meeting("endless"), [&](Ranks& ranks) {
-        ranks.set_timeout(1.5);
+        ranks.set_timeout(0.5);
         ranks.barrier("start");
         ranks.wait_together("test", never);
     });
-    EXPECT_NE((errors[0] + errors[1]).find("'test' did not end within 1.5 s (run.rank_timeout), though"),
+    EXPECT_NE((errors[0] + errors[1]).find("'test' did not end within 0.5 s (run.rank_timeout), though"),
               std::string::npos);
 }
 
