@@ -60,10 +60,12 @@ class BenchMemory {
     template <class Operation>
     Call call(void (Backend::*run)(const Operation&), Operation operation) {
         if constexpr (requires { operation.workspace; }) {
-            const int64_t bytes = static_cast<int64_t>(backend_.workspace_bytes(operation));
-            operation.workspace = take(DType::f32, {(bytes + 3) / 4});
+            operation.workspace = workspace(backend_.workspace_bytes(operation));
         }
         return [this, run, operation] { (backend_.*run)(operation); };
+    }
+    Tensor workspace(size_t bytes) {
+        return take(DType::f32, {static_cast<int64_t>((bytes + 3) / 4)});
     }
     Backend& backend() { return backend_; }
 

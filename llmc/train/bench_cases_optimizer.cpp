@@ -183,7 +183,46 @@ void add_newton_schulz(BenchCases& b, const MatrixBatch& batch) {
                                                         set.norm_scale,
                                                         set.eps,
                                                         {},
-                                                        inner});
+                                                        inner,
+                                                        set.form,
+                                                        memory.keep(set).restarts});
+                    });
+}
+
+// A whole update of Muon's matrices: Nesterov's momentum, Newton-Schulz, new weights.
+void add_spectral_update(BenchCases& b, const MatrixBatch& batch) {
+    const NewtonSchulzSet set = newton_schulz_set("jordan", 5);
+    const double flops = make_norm({NormType::spectral, set})->flops(batch.shape);
+    const std::vector<Shape> shapes(static_cast<size_t>(batch.count), batch.shape);
+    const bool copied = b.compute != b.master;
+    const DType compute = b.compute, master = b.master, inner = b.sizes.newton_schulz;
+    b.compute_bound("spectral_update", joined(batch.count, batch.shape[0], batch.shape[1]), inner,
+                    flops * static_cast<double>(batch.count), [=](BenchMemory& memory) {
+                        std::vector<Tensor> copies;
+                        for (size_t i = 0; copied && i < shapes.size(); ++i) {
+                            copies.push_back(memory.output(compute, shapes[i]));
+                        }
+                        SpectralUpdate op;
+                        op.momentum = {memory.keep(memory.inputs(master, shapes)),
+                                       memory.keep(memory.inputs(master, shapes)),
+                                       memory.scalar(1.0),
+                                       0.9025,
+                                       1.95,
+                                       0.95,
+                                       1.0};
+                        const NewtonSchulzSet& kept = memory.keep(set);
+                        op.iteration = {op.momentum.x, kept.steps, kept.norm_scale, kept.eps, {},
+                                        inner,         kept.form,  kept.restarts};
+                        op.iteration.workspace =
+                            memory.workspace(memory.backend().workspace_bytes(op.iteration));
+                        op.apply = {memory.keep(memory.inputs(master, shapes)),
+                                    {},
+                                    memory.keep(copies),
+                                    memory.scalar(1e-6),
+                                    1.0,
+                                    memory.keep(std::vector<double>(shapes.size(), 1.0)),
+                                    memory.keep(std::vector<double>(shapes.size(), 0.1))};
+                        return memory.call(&Backend::spectral_update, op);
                     });
 }
 
@@ -256,7 +295,10 @@ void add_optimizer_cases(BenchCases& b) {
     add_fused_updates(b, shapes);
     add_copies(b, total_count(shapes));
     for (const MatrixBatch& batch : model_batches(b.sizes, true)) add_symmetric_product(b, batch);
-    for (const MatrixBatch& batch : model_batches(b.sizes, false)) add_newton_schulz(b, batch);
+    for (const MatrixBatch& batch : model_batches(b.sizes, false)) {
+        add_newton_schulz(b, batch);
+        add_spectral_update(b, batch);
+    }
 }
 
 }  // namespace lmo

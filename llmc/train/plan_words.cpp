@@ -12,11 +12,11 @@ std::string text_of(const ordered_json& value) {
     return value.is_string() ? value.get<std::string>() : value_text(value);
 }
 
-// "nesterov, beta 0.95": type and settings; what is off or not given is left out.
+// "nesterov, beta 0.95": type and settings; what is off, not given or auto is left out.
 std::string stage_in_words(const ordered_json& stage) {
     std::string text = text_of(stage["type"]);
     for (const auto& [key, value] : stage.items()) {
-        if (key == "type" || value.is_null() || value == false) continue;
+        if (key == "type" || value.is_null() || value == false || value == "auto") continue;
         text += ", " + key;
         if (value.is_object() && value.contains("type")) {
             text += " (" + stage_in_words(value) + ")";

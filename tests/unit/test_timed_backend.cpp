@@ -120,9 +120,8 @@ TEST_F(TimedBackendTest, EveryOperationOfAnUpdateBelongsToItsPart) {
     // each of a layer's seven matrices, two of the embedding and of each gain.
     const int64_t gains = 2 * kLayers + 1, states = 7 * kLayers + 2 * (1 + gains);
     EXPECT_EQ(calls(Part::elementwise), 2 * (1 + gains + 2 * kLayers) + 3 + states);
-    // Sum of squares and clip factor; momentum, Newton-Schulz for qkv, o, gate with up, and down,
-    // apply; AdamW in one.
-    EXPECT_EQ(calls(Part::optimizer), 2 + (1 + 4 + 1) + 1);
+    // Sum of squares and clip factor; spectral updates of qkv, o, gate with up, and down; AdamW.
+    EXPECT_EQ(calls(Part::optimizer), 2 + 4 + 1);
     // The table of RoPE, weights, tokens, targets, rate in; loss and norm out, and at the end every
     // weight and every gradient.
     EXPECT_EQ(calls(Part::data), 5 + 2 + 2 * llama_parameters(tiny_model()).size());
@@ -256,9 +255,20 @@ TEST_F(TimedBackendTest, OperationsThatATrainingStepLacksAreHandedOnToo) {
     timed_.sum({weights[0], sum, 1.0, false});
     timed_.copy_out(&signs, sum);
     EXPECT_NEAR(signs, -2.0 / std::sqrt(5.0), 1e-6);
-    EXPECT_EQ(timed_.time(Part::optimizer).calls, 4);
-    EXPECT_EQ(timed_.time(Part::classifier).calls, 3);
-    EXPECT_EQ(timed_.time(Part::data).calls, 6);
+
+    // Without steps a spectral update normalises: the weights take a second step like the first.
+    SpectralUpdate spectral{std::get<Momentum>(update.momentum), {}, update.apply};
+    spectral.iteration.x = list;
+    const int64_t more = static_cast<int64_t>(timed_.workspace_bytes(spectral.iteration));
+    spectral.iteration.workspace = arena.take("scratch", DType::f64, {(more + 7) / 8});
+    spectral.iteration.x = {};
+    timed_.spectral_update(spectral);
+    timed_.sum({weights[0], sum, 1.0, false});
+    timed_.copy_out(&signs, sum);
+    EXPECT_NEAR(signs, -4.0 / std::sqrt(5.0), 1e-6);
+    EXPECT_EQ(timed_.time(Part::optimizer).calls, 5);
+    EXPECT_EQ(timed_.time(Part::classifier).calls, 4);
+    EXPECT_EQ(timed_.time(Part::data).calls, 7);
 }
 
 }  // namespace
