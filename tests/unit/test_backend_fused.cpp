@@ -164,7 +164,7 @@ TEST_P(FusedUpdateTest, IsTheChainBitForBit) {
 // Side by side in memory, where neighbours may become one; and lists of more than a launch takes.
 TEST_P(FusedUpdateTest, PlaceAndCompanyDoNotMatter) {
     std::vector<int64_t> many = {16385};
-    for (int i = 0; i < 450; ++i) many.push_back(i % 10);
+    for (int i = 0; i < 600; ++i) many.push_back(i % 10);
     for (const Stage stage : {Stage::stateless, Stage::momentum, Stage::adam}) {
         for_directions(stage, [&](Direction direction, bool cautious) {
             if (cautious) return;
