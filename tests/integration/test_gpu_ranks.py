@@ -52,7 +52,7 @@ class GpuRanksTest(EmulatedTest):
     def start_and_hang(self, group, *arguments):
         """Both ranks are inside of a collective of their devices, which never ends."""
         hang = {'LMO_NCCL_HANG': str(group)}
-        ranks = self.start(2, '--set', 'run.steps=100000', *arguments, environment={0: hang, 1: hang})
+        ranks = self.start(2, '--set', 'run.steps=50', *arguments, environment={0: hang, 1: hang})
         for rank in ranks:
             self.assertEqual(rank.stderr.readline(), 'stand-in: hangs\n')
         return ranks
