@@ -338,7 +338,7 @@ part_bench() {
         arguments+=(--config "$out/tiny.json" --tokens 32 --seconds 1)
         updates+=(--shapes "16x24,24x16" --steps 1)
     else
-        arguments+=(--seconds $((3 * $(within 340) / 4)))
+        arguments+=(--seconds $(($(within 110) * 3 / 4)))
     fi
     clocks clocks_before.csv
     start_sampler clocks_during.csv
@@ -354,7 +354,12 @@ part_bench() {
 }
 
 part_train() {
-    local arguments=(--binary "$programs/train_gpt" --python "$torch" --out "$out/train.jsonl") begin=$SECONDS
+    local arguments=(--binary "$programs/train_gpt" --python "$torch" --out "$out/train.jsonl") begin=$SECONDS limit
+    limit=$(within 510)
+    # Something is to be left for what follows.
+    if [ -n "$minutes" ] && [ "${parts[-1]}" != train ] && [ "$limit" -gt $(((60 * minutes - SECONDS) * 6 / 10)) ]; then
+        limit=$(((60 * minutes - SECONDS) * 6 / 10))
+    fi
     need_program train "$programs/train_gpt" || return
     if ! has python3; then
         record train missing 0 'python3 starts it'
@@ -365,12 +370,12 @@ part_train() {
             >"$out/tiny.json"
         arguments+=(--cases "$out/tiny.json:2x16:muon" "$out/tiny.json:2x16:adamw" --rounds 1 --steps 1 --warmup 1)
     else
-        arguments+=(--seconds $(($(within 490) - 20)))
+        arguments+=(--seconds $((limit > 50 ? limit - 40 : 10)))
         # shellcheck disable=SC2206 # words are cases
         [ -z "${LMO_TRAIN_CASES:-}" ] || arguments+=(--cases $LMO_TRAIN_CASES)
     fi
     start_sampler clocks_train.csv
-    timeout --kill-after=10 "$(within 520)" python3 dev/bench/gpu_compare.py "${arguments[@]}" 2>"$out/train.log"
+    timeout --kill-after=10 "$limit" python3 dev/bench/gpu_compare.py "${arguments[@]}" 2>"$out/train.log"
     record_bench train $? $begin 'train.log and train.jsonl'
     stop_sampler
 }

@@ -7,7 +7,7 @@
 //
 // The step reported is the median one, so its parts add up to its time; "other" is the work of the
 // host between operations. A GPU runs whole steps as recorded graphs, which nobody can look into:
-// those are measured first, and give the speed; then come the steps by parts.
+// those are measured first, and give the speed; then come a few steps by parts.
 #include <algorithm>
 #include <cmath>
 #include <fstream>
@@ -206,9 +206,12 @@ void run_bench_train(const Config& config, const BenchTrainOptions& options) {
         timed.set_timing(true);
         training.record();
     }
-    for (int64_t i = 0; i < options.warmup; ++i) measure_step(training, *backend, timed);
+    const auto looks = [&](int64_t steps, int64_t most) {
+        return separate ? std::min(steps, most) : steps;
+    };
+    for (int64_t i = looks(options.warmup, 1); i > 0; --i) measure_step(training, *backend, timed);
     std::vector<StepTime> steps;
-    for (int64_t i = 0; i < options.steps; ++i) {
+    for (int64_t i = looks(options.steps, 3); i > 0; --i) {
         steps.push_back(measure_step(training, *backend, timed));
         if (!separate) whole.push_back(steps.back().seconds);
     }
@@ -218,14 +221,13 @@ void run_bench_train(const Config& config, const BenchTrainOptions& options) {
 
     const int64_t peak_bytes =
         separate ? static_cast<int64_t>(free - backend->free_bytes()) : peak_memory();
-    const size_t middle = (steps.size() - 1) / 2;
     const TrainReport report{config,
                              options,
                              backend->describe(),
                              to_string(precision.compute),
                              separate && config.run.graphs,
-                             steps[middle],
-                             whole[middle],
+                             steps[(steps.size() - 1) / 2],
+                             whole[(whole.size() - 1) / 2],
                              whole.front(),
                              whole.back(),
                              measure_peak_flops(*backend, precision.compute),

@@ -9,7 +9,8 @@ import unittest
 ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
 CLANG_TIDY = shutil.which('clang-tidy')
 CUDA_HEADERS = os.environ.get('LMO_CUDA_HEADERS', '')
-CUDNN_FRONTEND = ROOT / 'build/cudnn_frontend/include'
+# It would visit 40000 lines of cudnn-frontend's headers for every check, for more than five minutes.
+TOO_LONG = ROOT / 'llmc/cuda/cudnn_attention.cpp'
 
 
 def flags():
@@ -23,8 +24,6 @@ def flags():
         result.append('-DLMO_ONEDNN')
     if CUDA_HEADERS:
         result.append(f'-isystem{pathlib.Path(CUDA_HEADERS.split()[0]).parent}')
-    if CUDNN_FRONTEND.exists():
-        result.append(f'-isystem{CUDNN_FRONTEND}')
     return result
 
 
@@ -49,8 +48,6 @@ def add_test(path):
     needs_cuda = path.parent.name == 'cuda'
 
     @unittest.skipIf(needs_cuda and not CUDA_HEADERS, 'no headers of a CUDA toolkit here')
-    @unittest.skipIf(path.name == 'cudnn_attention.cpp' and not CUDNN_FRONTEND.exists(),
-                     'no headers of cudnn-frontend (scripts/setup.sh cudnn)')
     def test(self):
         result = tidy(path)
         self.assertEqual(result.returncode, 0, f'{result.stdout}\n{result.stderr}')
@@ -58,4 +55,5 @@ def add_test(path):
 
 
 for source in (*sorted(ROOT.glob('llmc/*/*.cpp')), ROOT / 'train_gpt.cu'):
-    add_test(source.relative_to(ROOT))
+    if source != TOO_LONG:
+        add_test(source.relative_to(ROOT))

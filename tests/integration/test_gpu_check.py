@@ -1,5 +1,6 @@
 """scripts/gpu_check.sh without a GPU, and the table that scripts/gpu_results.py makes of what it measured."""
 import json
+import os
 import pathlib
 import shutil
 import subprocess
@@ -44,6 +45,28 @@ class GpuCheckTest(unittest.TestCase):
                           ['test', '--minutes', 'two']):
             self.assertEqual(self.check(*arguments).returncode, 2, arguments)
         self.assertIn('gpu_check.sh build|test', self.check('--help').stdout)
+
+    def test_parts_after_the_minutes_are_left_out(self):
+        result = subprocess.run(
+            [ROOT / 'scripts' / 'gpu_check.sh', 'bench', 'test', '--emulated', '--minutes', '10', '--out', self.folder],
+            env={**os.environ, 'SECONDS': '590'}, capture_output=True, text=True, timeout=60)
+        self.assertEqual(result.returncode, 0, result.stderr)
+        parts = json.loads((self.folder / 'results.json').read_text())['parts']
+        self.assertEqual([(part['check'], part['status']) for part in parts], [('bench', 'left out'), ('test', 'left out')])
+
+    def test_what_a_machine_without_network_needs_is_gathered(self):
+        carried = self.folder / 'carry'
+        result = subprocess.run([ROOT / 'scripts' / 'gpu_carry.sh', carried], capture_output=True, text=True, timeout=60)
+        self.assertEqual(result.returncode, 0, result.stderr)
+        program = self.folder / 'all.cpp'
+        program.write_text('#include <nlohmann/json.hpp>\n#include <CLI/CLI.hpp>\n#include <xxhash.h>\n'
+                           '#include <gtest/gtest.h>\n')
+        read = subprocess.run(['g++', '-std=c++20', '-M', f'-I{carried}', f'-I{carried}/googletest/include', program],
+                              capture_output=True, text=True, check=True, timeout=60).stdout
+        for header in ('nlohmann/json.hpp', 'CLI/CLI.hpp', 'xxhash.h', 'googletest/include/gtest/gtest.h'):
+            self.assertIn(f'{carried}/{header}', read)
+        self.assertTrue((carried / 'googletest/src/gtest_main.cc').exists())
+        self.assertEqual('without attention by cuDNN' in result.stderr, not (carried / 'cudnn_frontend.h').exists())
 
     def results(self, lines):
         (self.folder / 'bench.jsonl').write_text(''.join(json.dumps(line) + '\n' for line in lines) + '{"what": "ker')

@@ -76,7 +76,8 @@ class CudnnAttentionTest : public BackendTest {
 TEST_P(CudnnAttentionTest, AgreesWithOurKernels) {
     for (const int64_t size : {64, 128}) {
         for (const int64_t positions : {64, 100, 128, 512, 1000}) {
-            for (const auto& [heads, kv_heads] : {std::pair{4, 4}, std::pair{4, 2}, {6, 1}}) {
+            for (const auto& [heads, kv_heads] :
+                 {std::pair{4, 4}, std::pair{4, 2}, std::pair{6, 1}}) {
                 SCOPED_TRACE("T " + std::to_string(positions) + ", heads " + std::to_string(heads) +
                              "/" + std::to_string(kv_heads) + ", D " + std::to_string(size));
                 const Case c{2, positions, heads, kv_heads, size};
