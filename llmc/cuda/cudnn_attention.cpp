@@ -250,8 +250,8 @@ class Cudnn : public CudnnAttention {
     Plan& find(Plans& plans, const AttentionShape& s, Describe describe, const std::string& pass) {
         const auto known = plans.find(s);
         if (known != plans.end()) return known->second;
-        Plan& made = plans[s];
         try {
+            Plan& made = plans[s];
             build(made, s, describe);
             return made;
         } catch (const std::exception& error) {  // of the frontend, too

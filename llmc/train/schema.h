@@ -20,7 +20,6 @@ struct Accepts {
     double low = 0, high = 0;                     // integer, number
     bool above_low = false, below_high = false;   // the bound itself is out
     std::vector<std::string> choices = {};        // choice
-    std::vector<std::string> later = {};          // contract values that this version lacks
     std::function<bool(const Json&)> valid = {};  // special
     std::string special = {};                     // special: "expected ..."
 

@@ -123,11 +123,6 @@ struct Checker {
     }
 
     Json checked(const Key& key, Json value) const {
-        const std::string given = value_text(value);
-        if (contains(key.accepts.later, value)) {
-            throw UsageError(origin.of(prefix + key.path) + ": " + prefix + key.path + " = " +
-                             given + " is not in this version: expected " + key.accepts.expected());
-        }
         if (!key.accepts.normalise(value)) {
             std::string expected = key.accepts.expected();
             const bool too_large = value.is_number() && value.get<double>() > kMaxCount;

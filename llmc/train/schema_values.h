@@ -24,13 +24,11 @@ inline Accepts from_below(double low, double high) {
     return {Kind::number, low, high, false, true};
 }
 inline Accepts above_to(double low, double high) { return {Kind::number, low, high, true}; }
-inline Accepts one_of(std::vector<std::string> choices, std::vector<std::string> later = {}) {
-    return {Kind::choice, 0, 0, false, false, std::move(choices), std::move(later)};
+inline Accepts one_of(std::vector<std::string> choices) {
+    return {Kind::choice, 0, 0, false, false, std::move(choices)};
 }
-inline Accepts special(std::string expected, std::function<bool(const Json&)> valid,
-                       std::vector<std::string> later = {}) {
-    return {Kind::special,      0, 0, false, false, {}, std::move(later), std::move(valid),
-            std::move(expected)};
+inline Accepts special(std::string expected, std::function<bool(const Json&)> valid) {
+    return {Kind::special, 0, 0, false, false, {}, std::move(valid), std::move(expected)};
 }
 
 inline Default required() { return {Default::Kind::required, "required"}; }

@@ -238,9 +238,13 @@ TEST_F(ConfigErrors, AttentionByCudnn) {
     EXPECT_EQ(set("model.attention=flash"),
               "--set: model.attention = \"flash\": expected one of \"own\", \"cudnn\"");
     EXPECT_EQ(set("model.attention=cudnn"), "no error");
-    EXPECT_EQ(error("base.json", {"model.attention=cudnn", "optimizer.qk_clip=100"}),
-              "--set: model.attention = \"cudnn\": expected \"own\", as optimizer.qk_clip needs the "
-              "largest scores, which cuDNN does not tell");
+    EXPECT_EQ(
+        error("base.json", {"model.attention=cudnn", "optimizer.qk_clip=100"}),
+        "--set: model.attention = \"cudnn\": expected \"own\", as optimizer.qk_clip needs the "
+        "largest scores, which cuDNN does not tell");
+}
+
+TEST_F(ConfigErrors, AnEmptyObjectChangesNothing) {
     EXPECT_EQ(set("schedule.compat={}"), "no error");
 }
 
