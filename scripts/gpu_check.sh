@@ -10,8 +10,8 @@
 #   test         the unit tests on the device; those of equal bits 50 times
 #   train        training steps beside PyTorch's (dev/bench/gpu_compare.py), with
 #                the clocks beside them; ours alone where there is no PyTorch
-#   bench        train_gpt bench kernels, with the clocks beside it, and bench
-#                optimizer
+#   bench        train_gpt bench kernels, with the clocks beside it, bench
+#                optimizer, and Newton-Schulz kernel by kernel
 #   ranks        NCCL with one rank; where there are several GPUs, whether two to
 #                eight ranks train as one does and repeat themselves
 #   conformance  what PTX instructions compute on the device, beside the emulator
@@ -86,10 +86,11 @@ unset MAKEFLAGS MFLAGS # of a make that runs this script
 PATH=$PATH:/usr/local/cuda/bin
 
 programs=$build cuda_tests=$build/cuda/cuda_tests conformance=$build/cuda/conformance
+newton_schulz=$build/cuda/newton_schulz_bench
 filter=${LMO_FILTER:-*} equal_bits='*EqualBits*' repeats=50
 if [ -n "$emulated" ]; then
     programs=$build/emulated/plain
-    cuda_tests=$programs/cuda_tests conformance=$programs/conformance
+    cuda_tests=$programs/cuda_tests conformance=$programs/conformance newton_schulz=$programs/newton_schulz_bench
     filter=${LMO_FILTER:-*OptimizerOps*} equal_bits='*OptimizerOps*EqualBits*' repeats=2
 fi
 
@@ -182,7 +183,7 @@ build_googletest() {
 }
 
 part_build() {
-    local wanted=("$programs/train_gpt" "$cuda_tests" "$conformance")
+    local wanted=("$programs/train_gpt" "$cuda_tests" "$conformance" "$newton_schulz")
     local tools=("${CXX:-g++}" make) tool
     if [ -n "$emulated" ]; then
         wanted+=("$build/emulated/nccl/libnccl.so.2")
@@ -351,6 +352,16 @@ part_bench() {
     timeout --kill-after=10 "$(within 100)" "$programs/train_gpt" "${updates[@]}" >"$out/bench_optimizer.jsonl" \
         2> >(tee "$out/bench_optimizer.log" >&2)
     record_bench 'bench optimizer' $? $begin 'bench_optimizer.log and bench_optimizer.jsonl'
+    bench_newton_schulz
+}
+
+# Kernel by kernel, and the distance from the polynomial: what symmetric_choice.cpp needs.
+bench_newton_schulz() {
+    local begin=$SECONDS arguments=(--json "$out/newton_schulz.jsonl" --errors)
+    need_program 'newton_schulz' "$newton_schulz" || return
+    [ -z "$emulated" ] || arguments+=(--shapes 24x40 --windows 1)
+    timeout --kill-after=10 "$(within 120)" "$newton_schulz" "${arguments[@]}" >"$out/newton_schulz.log" 2>&1
+    record_bench 'newton_schulz' $? $begin 'newton_schulz.log and newton_schulz.jsonl'
 }
 
 part_train() {

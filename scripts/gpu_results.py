@@ -151,6 +151,7 @@ def collect(folder, arguments):
         'bench': bench,
         'train': read_lines(folder / 'train.jsonl'),
         'bench_optimizer': read_bench(folder, 'bench_optimizer'),
+        'newton_schulz': read_bench(folder, 'newton_schulz'),
     }
 
 

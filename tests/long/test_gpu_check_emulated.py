@@ -37,3 +37,5 @@ class GpuCheckTest(unittest.TestCase):
         self.assertEqual([case['preset'] for case in cases], ['muon', 'adamw'])
         self.assertFalse([line for line in results['bench_optimizer'] if 'error' in line])
         self.assertGreater(len(results['bench_optimizer']), 15)
+        self.assertEqual({line['kernel'] for line in results['newton_schulz']},
+                         {'cublasLt', 'mma', 'hopper', 'fp16', 'bf16', 'gram fp16'})
