@@ -272,9 +272,11 @@ GENCODE    ?= -gencode arch=compute_80,code=[sm_80,compute_80] -gencode arch=com
 NVCC_FLAGS = -std=c++20 -O1 -lineinfo -I. $(GENCODE) -Xptxas -v,--warn-on-spills \
               -Xcompiler -Wall,-Wextra,-fopenmp
 CUDA_LIBS  := -L$(CUDA_HOME)/lib64 -Wl,-rpath,$(CUDA_HOME)/lib64 -lcudart_static -ldl -lrt
-CUDA_TESTS   := $(filter-out %/test_backend_cpu.cpp,$(wildcard tests/unit/test_backend_*.cpp)) \
+CUDA_TESTS   := $(filter-out %/test_backend_cpu.cpp %/test_backend_cudnn.cpp,$(wildcard tests/unit/test_backend_*.cpp)) \
                 tests/unit/backends_cuda.cpp $(wildcard tests/cuda/*.cpp)
 CORE_OBJECTS := $(patsubst %.cpp,$(BUILD)/%.o,$(wildcard llmc/core/*.cpp llmc/device/*.cpp))
+# The emulator has no cuDNN.
+DEVICE_TESTS := $(BUILD)/tests/unit/test_backend_cudnn.o
 CUDA_TEST_OBJECTS := $(CUDA_TESTS:%.cpp=$(BUILD)/%.o) $(CUDA_HOST:%.cpp=$(BUILD)/%.o) $(CORE_OBJECTS)
 
 $(addprefix $(BUILD)/,llmc/cuda/%.o tests/cuda/%.o tests/emulator/%.o): CXXFLAGS += -isystem $(CUDA_HOME)/include
@@ -298,7 +300,7 @@ $(BUILD)/cuda/%.ptx: %.cu
 	@mkdir -p $(@D)
 	$(Q)$(NVCC) -std=c++20 -O3 -I. -arch=$(PTX_ARCH) -MMD -MP -MF $@.d -ptx $< -o $@
 
-$(BUILD)/cuda/cuda_tests: $(CUDA_KERNELS:%.cu=$(BUILD)/cuda/%.o) $(CUDA_TEST_OBJECTS) $(CUDA_LIBRARY)
+$(BUILD)/cuda/cuda_tests: $(CUDA_KERNELS:%.cu=$(BUILD)/cuda/%.o) $(CUDA_TEST_OBJECTS) $(DEVICE_TESTS) $(CUDA_LIBRARY)
 	@echo 'link  $@'
 	$(Q)$(CXX) $(CXXFLAGS) $^ -lgtest -lgtest_main -pthread $(CUDA_LIBS) -o $@
 
@@ -331,7 +333,9 @@ EMULATE_RUNTIME_plain := -O2
 EMULATE_RUNTIME_race  := -O2 -DLMO_EMULATOR_RACE
 EMULATE_RUNTIME_asan  := -O2 -DLMO_EMULATOR_ASAN
 EMULATE_LINK_asan     := -fsanitize=address,undefined
+# AddressSanitizer opens libraries in the program's name: it looks where an old tag says.
 EMULATE_FIND_NCCL     := -Wl,-rpath,'$$ORIGIN/../nccl'
+EMULATE_FIND_NCCL_asan := -Wl,--disable-new-dtags
 $(BUILD)/emulated/plain/tests/%.o: EMULATE_KERNELS_plain := -O0
 
 # It takes the emulator's functions from the program that loads it.
@@ -353,11 +357,11 @@ $(BUILD)/emulated/$(1)/cuda_tests: $$(CUDA_KERNELS:%.cu=$(BUILD)/emulated/$(1)/%
         $(BUILD)/tests/emulator/production_sizes.o $(BUILD)/tests/emulator/nccl_declarations.o \
         $$(EMULATOR_CODE:%.cpp=$(BUILD)/emulated/$(1)/%.o)
 	@echo 'link  $$@'
-	$$(Q)$$(CXX) -rdynamic $$(EMULATE_LINK_$(1)) $$^ $$(EMULATE_FIND_NCCL) -lgtest -lgtest_main -pthread -ldl -fopenmp -o $$@
+	$$(Q)$$(CXX) -rdynamic $$(EMULATE_LINK_$(1)) $$^ $$(EMULATE_FIND_NCCL) $$(EMULATE_FIND_NCCL_$(1)) -lgtest -lgtest_main -pthread -ldl -fopenmp -o $$@
 $(BUILD)/emulated/$(1)/train_gpt: $$(CUDA_KERNELS:%.cu=$(BUILD)/emulated/$(1)/%.o) $$(CUDA_HOST:%.cpp=$(BUILD)/%.o) $(CUDNN_ABSENT) \
         $$(EMULATOR_CODE:%.cpp=$(BUILD)/emulated/$(1)/%.o) $(BUILD)/train_gpt.o $$(OBJECTS)
 	@echo 'link  $$@'
-	$$(Q)$$(CXX) -rdynamic $$(EMULATE_LINK_$(1)) $$^ $$(EMULATE_FIND_NCCL) $$(LDLIBS) -ldl -o $$@
+	$$(Q)$$(CXX) -rdynamic $$(EMULATE_LINK_$(1)) $$^ $$(EMULATE_FIND_NCCL) $$(EMULATE_FIND_NCCL_$(1)) $$(LDLIBS) -ldl -o $$@
 $(BUILD)/emulated/$(1)/newton_schulz_bench: $$(CUDA_KERNELS:%.cu=$(BUILD)/emulated/$(1)/%.o) \
         $$(CUDA_HOST:%.cpp=$(BUILD)/%.o) $$(EMULATOR_CODE:%.cpp=$(BUILD)/emulated/$(1)/%.o) $$(NEWTON_SCHULZ_BENCH) $(CUDNN_ABSENT) $$(OBJECTS)
 	@echo 'link  $$@'
@@ -380,4 +384,4 @@ clean:
 
 -include $(OBJECTS:.o=.d) $(TEST_OBJECTS:.o=.d) $(BUILD)/train_gpt.d $(wildcard $(BUILD)/*/precompiled.h.gch.d) \
          $(CUDA_KERNELS:%.cu=$(BUILD)/cuda/%.d) $(CUDA_KERNELS:%.cu=$(BUILD)/cuda/%.ptx.d) $(CUDA_HOST:%.cpp=$(BUILD)/%.d) $(CUDA_LIBRARY:.o=.d) $(CUDNN_ABSENT:.o=.d) \
-         $(CUDA_TESTS:%.cpp=$(BUILD)/%.d) $(addprefix $(BUILD)/tests/emulator/,production_sizes.d nccl_declarations.d) $(NEWTON_SCHULZ_BENCH:.o=.d)
+         $(CUDA_TESTS:%.cpp=$(BUILD)/%.d) $(DEVICE_TESTS:.o=.d) $(addprefix $(BUILD)/tests/emulator/,production_sizes.d nccl_declarations.d) $(NEWTON_SCHULZ_BENCH:.o=.d)
