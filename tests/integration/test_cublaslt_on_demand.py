@@ -83,3 +83,4 @@ class OnDemandTest(CliTest):
         needed = subprocess.run(['readelf', '-d', TRAIN_GPT], text=True, capture_output=True, check=True).stdout
         self.assertIn('NEEDED', needed)
         self.assertNotIn('cublas', needed)
+        self.assertNotIn('nccl', needed)
