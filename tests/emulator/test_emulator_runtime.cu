@@ -161,6 +161,18 @@ TEST_P(InEveryStreamOrder, EventsOrderStreams) {
     EXPECT_EQ(a.values(), std::vector<int>(300, 33));
 }
 
+// As on a device, work is done while somebody asks for it again and again.
+TEST_P(InEveryStreamOrder, WhoAsksWillHear) {
+    Array<int> a(300), b(300);
+    for (int i = 0; i < 3; ++i) {
+        launch(LMO_KERNEL(add_kernel), 2, 256, 0, streams_[0], b.data(), a.data(), 300, 1);
+    }
+    EXPECT_EQ(cudaStreamQuery(streams_[0]), deferred() ? cudaErrorNotReady : cudaSuccess);
+    int questions = 0;
+    while (cudaStreamQuery(streams_[0]) == cudaErrorNotReady) ++questions;
+    EXPECT_LE(questions, 3);
+}
+
 TEST_P(InEveryStreamOrder, PageableMemoryIsReadAtTheCall) {
     Array<int> array(1);
     int value = 5, result = 0;
@@ -336,6 +348,24 @@ __global__ void far_kernel(uint16_t* out, Index count) {
     const Index i = static_cast<Index>(blockIdx.x) * static_cast<Index>(blockDim.x) +
                     static_cast<Index>(threadIdx.x);
     if (i < count) out[i] = static_cast<uint16_t>(i >> 20);
+}
+
+TEST(Emulator, SeveralDevicesToChooseFrom) {
+    const SettingsGuard guard;
+    settings().devices = 2;
+    int count = 0, device = 0;
+    EXPECT_EQ(cudaGetDeviceCount(&count), cudaSuccess);
+    EXPECT_EQ(count, 2);
+    EXPECT_EQ(cudaSetDevice(2), cudaErrorInvalidDevice);
+    EXPECT_EQ(cudaSetDevice(1), cudaSuccess);
+    EXPECT_EQ(cudaGetDevice(&device), cudaSuccess);
+    EXPECT_EQ(device, 1);
+    cudaDeviceProp first, second;
+    EXPECT_EQ(cudaGetDeviceProperties(&first, 0), cudaSuccess);
+    EXPECT_EQ(cudaGetDeviceProperties(&second, 1), cudaSuccess);
+    EXPECT_NE(0, memcmp(&first.uuid, &second.uuid, sizeof first.uuid));
+    EXPECT_EQ(cudaSetDevice(0), cudaSuccess);
+    (void)cudaGetLastError();
 }
 
 TEST(Emulator, LargeTensorsTakeNoMemory) {
