@@ -286,11 +286,7 @@ void launch_tiles(const SymmetricGemm& op, cudaStream_t stream) {
 }  // namespace
 
 void symmetric_gemm_mma(const SymmetricGemm& op, cudaStream_t stream) {
-    assert(op.n > 0 && op.n % 8 == 0 && op.n <= INT32_MAX);
-    assert(op.k > 0 && op.k % 8 == 0 && op.k <= INT32_MAX && op.batch >= 0);
-    assert(op.beta == 0 || op.c != nullptr);
-    assert(rows_aligned<uint16_t>(op.n, op.a, op.b, op.d, op.beta == 0 ? nullptr : op.c));
-    assert(op.type == DType::f16 || op.type == DType::bf16);
+    check_operation(op);
     const auto run = [&](auto type) {
         using T = typename decltype(type)::type;
         op.n <= 256 ? launch_tiles<64, T>(op, stream) : launch_tiles<128, T>(op, stream);

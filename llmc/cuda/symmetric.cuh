@@ -1,9 +1,18 @@
-// The tiles of a symmetric matrix that symmetric products compute.
+// What all symmetric products share.
 #pragma once
 
 #include "llmc/cuda/common.cuh"
+#include "llmc/cuda/symmetric.h"
 
 namespace lmo::cuda {
+
+inline void check_operation([[maybe_unused]] const SymmetricGemm& op) {
+    assert(op.type == DType::f16 || op.type == DType::bf16);
+    assert(op.n > 0 && op.n % 8 == 0 && op.n <= INT32_MAX);
+    assert(op.k > 0 && op.k % 8 == 0 && op.k <= INT32_MAX && op.batch > 0);
+    assert(op.beta == 0 || op.c != nullptr);
+    assert(rows_aligned<uint16_t>(op.n, op.a, op.b, op.d, op.beta == 0 ? nullptr : op.c));
+}
 
 struct TilePosition {
     int row, column;  // of the tile, not of its elements

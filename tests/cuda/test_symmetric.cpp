@@ -1,11 +1,10 @@
 // Symmetric products by our own kernels against float64 sums of the same 16-bit numbers: on the
 // emulator or on a GPU.
-#include "llmc/cuda/symmetric.h"
-
 #include <tuple>
 
 #include "dev/emulator/settings.h"
 #include "llmc/cuda/check.h"
+#include "llmc/cuda/symmetric_hopper.h"
 #include "tests/unit/backend_test.h"
 
 namespace emulator {
@@ -81,7 +80,8 @@ struct Variant {
 void PrintTo(const Variant& variant, std::ostream* out) { *out << variant.name; }
 
 const Variant kVariants[] = {{"mma", symmetric_gemm_mma, false},
-                             {"hopper", symmetric_gemm_hopper, true}};
+                             {"hopper", symmetric_gemm_hopper, true},
+                             {"wide", symmetric_gemm_wide, true}};
 
 class SymmetricTest : public ::testing::TestWithParam<std::tuple<Variant, DType>> {
   protected:
@@ -184,10 +184,20 @@ class SymmetricTest : public ::testing::TestWithParam<std::tuple<Variant, DType>
 
 // Smaller than a tile, of several tiles, and everything that is no multiple of one.
 TEST_P(SymmetricTest, AnyShape) {
-    const Sizes all[] = {{8, 8},     {8, 200, 3}, {16, 16},   {72, 24, 3},  {64, 64},
-                         {128, 64},  {136, 136},  {256, 32},  {264, 8},     {264, 104, 3},
-                         {384, 128}, {392, 40},   {200, 264}, {136, 520, 2}};
+    const Sizes all[] = {{8, 8},     {8, 200, 3}, {16, 16},   {72, 24, 3},   {64, 64},
+                         {128, 64},  {136, 136},  {256, 32},  {264, 8},      {264, 104, 3},
+                         {384, 128}, {392, 40},   {200, 264}, {136, 520, 2}, {520, 8}};
     for (const Sizes& sizes : all) {
+        const Bits a = random_bits(sizes.factor(), 1);
+        check_run(sizes, {}, a, a);
+    }
+}
+
+class LargeSymmetricTest : public SymmetricTest {};
+
+// The last side of one form of symmetric_gemm_hopper and the first one of the other.
+TEST_P(LargeSymmetricTest, BothForms) {
+    for (const Sizes& sizes : {Sizes{2040, 8}, Sizes{2048, 8}}) {
         const Bits a = random_bits(sizes.factor(), 1);
         check_run(sizes, {}, a, a);
     }
@@ -211,13 +221,16 @@ TEST_P(SymmetricTest, ProductsOfCommutingMatrices) {
     const Bits a = run({n, 40}, {}, x, x);
     const Bits b = run({n, n}, {0.5f, -1.5f, 1.0f}, a, a, a);
     const Bits d = run({n, n}, {}, a, b);
-    Values product(n * n);
+    Values product(n * n), wide_a(n * n), wide_b(n * n);
+    for (int64_t i = 0; i < n * n; ++i) {
+        wide_a[i] = from_bits(type(), a[i]);
+        wide_b[i] = from_bits(type(), b[i]);
+    }
     for (int64_t i = 0; i < n; ++i) {
         for (int64_t j = 0; j < n; ++j) {
-            for (int64_t l = 0; l < n; ++l) {
-                product[i * n + j] +=
-                    from_bits(type(), a[i * n + l]) * from_bits(type(), b[j * n + l]);
-            }
+            double sum = 0;
+            for (int64_t l = 0; l < n; ++l) sum += wide_a[i * n + l] * wide_b[j * n + l];
+            product[i * n + j] = sum;
         }
     }
     expect_symmetric({n, n}, d);
@@ -289,7 +302,7 @@ TEST_P(SymmetricTest, BatchOfAnySize) {
 TEST_P(SymmetricTest, MoreTilesThanFit) {
     const bool emulated = emulator::settings != nullptr;  // has few multiprocessors
     for (const int64_t k : {8, 328}) {
-        const Sizes sizes{136, k, emulated ? 6 : 100};
+        const Sizes sizes{136, k, emulated ? 6 : 140};
         const Bits a = random_bits(sizes.factor(), 1), c = random_bits(sizes.result(), 2);
         check_run(sizes, {}, a, a);
         check_run(sizes, {0.5f, 2.0f, -1.0f}, a, a, c);
@@ -320,13 +333,18 @@ TEST_P(SymmetricTest, EqualBitsInEveryOrder) {
     }
 }
 
+std::string name_of(const ::testing::TestParamInfo<std::tuple<Variant, DType>>& info) {
+    return std::string(std::get<0>(info.param).name) + "_" + to_string(std::get<1>(info.param));
+}
+
 INSTANTIATE_TEST_SUITE_P(, SymmetricTest,
                          ::testing::Combine(::testing::ValuesIn(kVariants),
                                             ::testing::Values(DType::f16, DType::bf16)),
-                         [](const auto& info) {
-                             return std::string(std::get<0>(info.param).name) + "_" +
-                                    to_string(std::get<1>(info.param));
-                         });
+                         name_of);
+INSTANTIATE_TEST_SUITE_P(, LargeSymmetricTest,
+                         ::testing::Combine(::testing::Values(kVariants[1]),
+                                            ::testing::Values(DType::f16)),
+                         name_of);
 
 }  // namespace
 }  // namespace lmo::cuda

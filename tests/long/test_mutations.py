@@ -3,7 +3,8 @@ the emulator's race build have to fail.
 
 All mutants of all kernels are compiled into one program: where the source says `old`, the mutated copy says `old` or
 `new`, by the number in the environment (LMO_MUTANT). Every barrier and every wait of Hopper's kind is left out in turn
-and every wait for cp.async waits for one group less, without being listed; the rest is in MUTANTS. With number 0 the tests have to pass.
+and every wait for cp.async waits for one group less, without being listed; the rest is in MUTANTS. With number 0 the
+tests have to pass.
 LMO_SHOW_MUTANTS=1 prints what was found for each; LMO_MUTATE=PATTERN takes only files whose name the pattern matches.
 """
 import concurrent.futures
@@ -53,6 +54,8 @@ TESTS = {
     'symmetric.cu': 'SymmetricTest.*/mma_*',
     'symmetric.cuh': 'SymmetricTest.*',
     'symmetric_hopper.cu': 'SymmetricTest.*/hopper_*',
+    'symmetric_hopper.cuh': 'SymmetricTest.*/hopper_*',
+    'symmetric_wide_hopper.cu': 'SymmetricTest.*/wide_*',
     'tensor_table.cuh': '*/OptimizerOpsTest.*:*/OptimizerListTest.*',
     'tile.cuh': '*/AttentionTest.*',
     'update_elements.cuh': '*/OptimizerOpsTest.*:*/StepsTest.*',
@@ -201,7 +204,8 @@ MUTANTS = [
     ('symmetric.cu', 'rows of C past the end', 'p_.n, @rows - part * kPart@kPart@, b_rows);'),
     ('symmetric.cu', 'B of another tile', 'b_ = p.b + (matrix * p.n + @at.column@at.row@ * Side)'),
     ('symmetric.cu', 'C of another matrix', 'const int64_t row = @matrix_@0@ * p_.n + at_.row'),
-    ('symmetric.cu', 'products of half the columns', 'for (int chunk = 0; chunk < @kDepth / 8@kDepth / 16@; chunk += 2)'),
+    ('symmetric.cu', 'products of half the columns',
+     'for (int chunk = 0; chunk < @kDepth / 8@kDepth / 16@; chunk += 2)'),
     ('symmetric.cu', 'no beta', 'x[1] = fmaf(@p.beta@1.0f@, to_float(c[1])'),
     ('symmetric.cu', 'diagonal beside the diagonal', 'row == @column + 1@column@) x[1] += p.diagonal'),
     ('symmetric.cu', 'diagonal in every tile', 'if (@on_diagonal@true@ && row == column) x[0]'),
@@ -213,28 +217,50 @@ MUTANTS = [
      'else if (@first_row + column < n@true@) {'),
     ('symmetric.cu', 'waits for one step less', '@cp_async_wait<kStages - 2>();@cp_async_wait<kStages - 1>();@'),
     ('symmetric.cu', 'mirror image in the place of the tile', 'mirror{stages, @steps + Shape::kParts@steps@};'),
-    ('symmetric.cuh', 'tiles of the row above', 'return {row, @index - row * (row + 1) / 2@index - row * (row - 1) / 2@};'),
-    ('symmetric_hopper.cu', 'parity of another stage', 'parity ^= @next / kStages & 1@next / (kStages + 1) & 1@;'),
+    ('symmetric.cuh', 'tiles of the row above',
+     'return {row, @index - row * (row + 1) / 2@index - row * (row - 1) / 2@};'),
     ('symmetric_hopper.cu', 'rows of B from A', 'step * kDepth, @at.column@at.row@, at.matrix, full);'),
-    ('symmetric_hopper.cu', 'both halves of C alike', 'at.column + @side * kDepth@0@, at.row'),
-    ('symmetric_hopper.cu', 'C for the other warpgroup', 'const int consumer = @turn % kConsumers@(turn + 1) % kConsumers@; uint64_t'),
+    ('symmetric_hopper.cu', 'C for the other warpgroup',
+     'const int consumer = @turn % kConsumers@(turn + 1) % kConsumers@; uint64_t'),
     ('symmetric_hopper.cu', 'sums of the tile before', 'const bool add = @step > 0 || k > 0@true@;'),
     ('symmetric_hopper.cu', 'upper half of A twice', 'a + @kNextHalf@0@ + k * kNextK'),
-    ('symmetric_hopper.cu', 'stages are never free again', '@if (first_thread) barrier_arrive(&shared.empty[before]);@@'),
+    ('symmetric_hopper.cu', 'stages are never free again',
+     '@if (first_thread) barrier_arrive(&shared.empty[before]);@@'),
     ('symmetric_hopper.cu', 'the other warpgroup may not begin',
      '@if (first_thread) barrier_arrive(&shared.begins[(consumer + 1) % kConsumers]);@@'),
     ('symmetric_hopper.cu', 'sums used too early', '@wgmma_wait<0>(sums[0]); wgmma_wait<0>(sums[1]);@@'),
-    ('symmetric_hopper.cu', 'no beta', 'float x1 = fmaf(@p.beta@1.0f@, to_float(old[1])'),
-    ('symmetric_hopper.cu', 'diagonal of the wrong rows', 'diagonal && right == 0, diagonal && right == @-1@1@'),
-    ('symmetric_hopper.cu', 'the upper triangle wins', 'keep = @right > 0@right < 0@ ? 0'),
-    ('symmetric_hopper.cu', 'elements of the diagonal mirrored in pairs', 'right == 0 ? @0xffffu@0xffffffffu@'),
-    ('symmetric_hopper.cu', 'diagonal blocks not mirrored', 'if (@block < block_row@block <= block_row@) continue;'),
-    ('symmetric_hopper.cu', 'not mirrored on the diagonal', '@if (on_diagonal) mirror_in_place(packed, result);@@'),
     ('symmetric_hopper.cu', 'mirror image in the place of the tile',
-     '@result.store(d_map, at.matrix, at.column, at.row);@result.store(d_map, at.matrix, at.row, at.column);@'),
+     '@store(at.column, at.row);@store(at.row, at.column);@ }'),
     ('symmetric_hopper.cu', 'the result tile is never free again',
      '@if (threadIdx.x % kGroup == 0) barrier_arrive(&shared.free[consumer]);@@'),
     ('symmetric_hopper.cu', 'stages of the other warpgroup', 'ring.advance(@consumer * p.steps@p.steps@);'),
+    ('symmetric_hopper.cuh', 'parity of another stage', 'parity ^= @next / Stages & 1@next / (Stages + 1) & 1@;'),
+    ('symmetric_hopper.cuh', 'no beta', 'float x1 = fmaf(@p.beta@1.0f@, to_float(old[1])'),
+    ('symmetric_hopper.cuh', 'diagonal of the wrong rows', 'diagonal && right == 0, diagonal && right == @-1@1@'),
+    ('symmetric_hopper.cuh', 'diagonal in every block',
+     'const bool diagonal = @on_diagonal && block == strip.number@on_diagonal@;'),
+    ('symmetric_hopper.cuh', 'the upper triangle wins', 'keep = @right > 0@right < 0@ ? 0'),
+    ('symmetric_hopper.cuh', 'elements of the diagonal mirrored in pairs', 'right == 0 ? @0xffffu@0xffffffffu@'),
+    ('symmetric_hopper.cuh', 'diagonal blocks not mirrored',
+     'if (@block < strip.number@block <= strip.number@) continue;'),
+    ('symmetric_hopper.cuh', 'mirror image of other blocks',
+     'kTileBytes + @block * 16 * 128@(block ^ 1) * 16 * 128@);'),
+    ('symmetric_hopper.cuh', 'both halves of C alike', 'c_map, column + @side * kDepth@0@, row'),
+    ('symmetric_hopper.cuh', 'both halves stored from one', 'matrix, result + @side * kTileBytes@0@); }'),
+    ('symmetric_wide_hopper.cu', 'one row of a pair twice', '(2 * at.row + @index % 2@0@) * kSide'),
+    ('symmetric_wide_hopper.cu', 'the last row counts as a pair',
+     'const int pairs = @p.rows / 2@(p.rows + 1) / 2@, in_pairs'),
+    ('symmetric_wide_hopper.cu', 'C above the diagonal expected', '@parts * kResultBytes@2 * kResultBytes@);'),
+    ('symmetric_wide_hopper.cu', 'both warpgroups with the same rows',
+     'k_major(from) + @consumer * kNextHalf@kNextHalf@'),
+    ('symmetric_wide_hopper.cu', 'sums used too early', '@wgmma_wait<0>(sums);@@'),
+    ('symmetric_wide_hopper.cu', 'sums of the tile before', 'b + k * kNextK, @step > 0 || k > 0@true@);'),
+    ('symmetric_wide_hopper.cu', 'right result of the left sums', '(sums[@part * kSide / 2@0@])'),
+    ('symmetric_wide_hopper.cu', 'results above the diagonal are stored', 'if (@right > 0@false@ || (mirrored'),
+    ('symmetric_wide_hopper.cu', 'the diagonal not mirrored', 'if (@at.right(part) == 0@false@) read_mirrored'),
+    ('symmetric_wide_hopper.cu', 'an empty stage for one warpgroup', 'of_empty ? @kConsumers@1@ : 1'),
+    ('symmetric_wide_hopper.cu', 'results are never free again',
+     '@if (threadIdx.x == kGroup) barrier_arrive(shared.free);@@'),
     ('tensor_table.cuh', 'last block past the end', '@rest < kUpdateChunk@false@ ? rest'),
     ('tensor_table.cuh', 'misaligned vectors', '@Lists::template Values<N>::aligned(data)@true@ ? count / N * N'),
     ('tensor_table.cuh', 'elements updated twice', 'update_range<1, Op>(coefficients, data, @together@0@, count)'),
@@ -244,7 +270,8 @@ MUTANTS = [
 ]
 
 SYNCHRONISATION = re.compile(r'^ *(__sync(?:threads|warp)\(\);|cp_async_wait<(\d+)>\(\);|barrier_wait\([^;]*\);'
-                             r'|(?:result\.)?meet\(\);|wgmma_wait<\d+>\(\);|tma_store_wait_read<\d+>\(\);)',
+                             r'|meet\(\);|named_barrier_sync\([^;]*\);|wgmma_wait<\d+>\(\);'
+                             r'|tma_store_wait_read<\d+>\(\);)',
                              re.MULTILINE)
 
 
