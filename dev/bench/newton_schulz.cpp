@@ -155,11 +155,13 @@ class NewtonSchulzBench {
         std::vector<Candidate> candidates;
         candidates.push_back({"cublasLt", [&] { library(op, workspace.data); },
                               executed_flops(SymmetricKernel::blas, n, k, count)});
-        candidates.push_back({"mma", [&] { symmetric_gemm_mma(op, backend_.stream()); },
-                              executed_flops(SymmetricKernel::mma, n, k, count)});
-        if (backend_.capability() == 90) {
-            candidates.push_back({"hopper", [&] { symmetric_gemm_hopper(op, backend_.stream()); },
-                                  executed_flops(SymmetricKernel::hopper, n, k, count)});
+        for (const auto& [name, kernel] : {std::pair{"mma", SymmetricKernel::mma},
+                                           {"narrow", SymmetricKernel::narrow},
+                                           {"wide", SymmetricKernel::wide}}) {
+            if (kernel != SymmetricKernel::mma && backend_.capability() != 90) continue;
+            candidates.push_back(
+                {name, [&, kernel = kernel] { symmetric_gemm(kernel, op, backend_.stream()); },
+                 executed_flops(kernel, n, k, count)});
         }
         measure(backend_, candidates, options_.windows);
         const double dense = 2.0 * static_cast<double>(n * n * k * count);

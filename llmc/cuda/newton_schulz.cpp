@@ -169,8 +169,7 @@ class DeviceProducts {
                                    static_cast<float>(alpha),
                                    static_cast<float>(beta),
                                    static_cast<float>(diagonal)};
-            return kernel_ == SymmetricKernel::hopper ? symmetric_gemm_hopper(op, stream_)
-                                                      : symmetric_gemm_mma(op, stream_);
+            return symmetric_gemm(kernel_, op, stream_);
         }
         Product p = plain(to.data, left, right, n, k);
         p.transpose_b = true;

@@ -3,6 +3,8 @@
 // finer; large ones by tensor cores, where half of the work wins. wgmma exists on 9.0 alone.
 #include "llmc/cuda/symmetric_choice.h"
 
+#include <cassert>
+
 namespace lmo::cuda {
 
 namespace {
@@ -15,13 +17,19 @@ struct Row {
 
 // The first row that fits.
 constexpr Row kTable[] = {
-    {90, 90, 256, SymmetricKernel::hopper},
+    {90, 90, 2048, SymmetricKernel::wide},
+    {90, 90, 256, SymmetricKernel::narrow},
     {80, 1 << 20, 256, SymmetricKernel::mma},
 };
 
-// Sides of tiles: symmetric.cu cuts small matrices finer.
-int64_t tile_of(SymmetricKernel kernel, int64_t n) {
-    return kernel == SymmetricKernel::mma && n <= 256 ? 64 : 128;
+// Elements of D that a kernel computes, in tiles on and below the diagonal.
+int64_t computed(SymmetricKernel kernel, int64_t n) {
+    if (kernel == SymmetricKernel::blas) return n * n;
+    const int64_t rows = kernel == SymmetricKernel::mma && n <= 256 ? 64 : 128;
+    const int64_t columns = kernel == SymmetricKernel::wide ? 256 : rows;
+    int64_t elements = 0;
+    for (int64_t row = 0; row < n; row += rows) elements += (row / columns + 1) * columns * rows;
+    return elements;
 }
 
 }  // namespace
@@ -37,11 +45,22 @@ SymmetricKernel choose_symmetric_kernel(int capability, DType type, int64_t n) {
     return SymmetricKernel::blas;
 }
 
+void symmetric_gemm(SymmetricKernel kernel, const SymmetricGemm& op, cudaStream_t stream) {
+    switch (kernel) {
+        case SymmetricKernel::blas:
+            break;
+        case SymmetricKernel::mma:
+            return symmetric_gemm_mma(op, stream);
+        case SymmetricKernel::narrow:
+            return symmetric_gemm_narrow(op, stream);
+        case SymmetricKernel::wide:
+            return symmetric_gemm_wide(op, stream);
+    }
+    assert(false && "no kernel of ours");
+}
+
 double executed_flops(SymmetricKernel kernel, int64_t n, int64_t k, int64_t batch) {
-    const double sums = static_cast<double>(k) * static_cast<double>(batch) * 2.0;
-    if (kernel == SymmetricKernel::blas) return static_cast<double>(n * n) * sums;
-    const int64_t tile = tile_of(kernel, n), side = (n + tile - 1) / tile;
-    return static_cast<double>(side * (side + 1) / 2 * tile * tile) * sums;
+    return 2.0 * static_cast<double>(computed(kernel, n)) * static_cast<double>(k * batch);
 }
 
 }  // namespace lmo::cuda

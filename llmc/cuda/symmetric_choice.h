@@ -4,15 +4,19 @@
 
 #include <cstdint>
 
-#include "llmc/core/dtype.h"
+#include "llmc/cuda/symmetric.h"
 
 namespace lmo::cuda {
 
-// blas: the plain product by cuBLASLt, all of D; symmetric up to rounding.
-enum class SymmetricKernel { blas, mma, hopper };
+// blas: the plain product by cuBLASLt, all of D, symmetric up to rounding; the others as in
+// symmetric.h.
+enum class SymmetricKernel { blas, mma, narrow, wide };
 
 // For D [n, n] of this type on a device of compute capability `capability` (90: 9.0).
 SymmetricKernel choose_symmetric_kernel(int capability, DType type, int64_t n);
+
+// Runs one of those but blas.
+void symmetric_gemm(SymmetricKernel kernel, const SymmetricGemm& op, cudaStream_t stream);
 
 // Floating-point operations that the kernel does for a batch of products [n, k] [k, n]: our own
 // compute whole tiles on and below the diagonal.

@@ -1,5 +1,5 @@
 // Symmetric products on Hopper: wgmma and TMA, warps with roles, blocks that stay. The form for
-// sides below 2048; symmetric_wide_hopper.cu is the other one.
+// sides below 2048; symmetric_wide_hopper.cu is the other one (symmetric_choice.cpp).
 //
 // A block walks over tiles [128, 128] of D, on or below the diagonal, number blockIdx.x,
 // blockIdx.x + gridDim.x, ... of the batch. One warpgroup, with few registers, keeps TMA loads of A
@@ -209,10 +209,6 @@ void launch_tiles(const SymmetricGemm& op, cudaStream_t stream) {
 void symmetric_gemm_narrow(const SymmetricGemm& op, cudaStream_t stream) {
     check_operation(op);
     op.type == DType::f16 ? launch_tiles<fp16>(op, stream) : launch_tiles<bf16>(op, stream);
-}
-
-void symmetric_gemm_hopper(const SymmetricGemm& op, cudaStream_t stream) {
-    op.n < 2048 ? symmetric_gemm_narrow(op, stream) : symmetric_gemm_wide(op, stream);
 }
 
 }  // namespace lmo::cuda

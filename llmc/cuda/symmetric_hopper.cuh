@@ -6,7 +6,7 @@
 
 #include "llmc/cuda/hopper.cuh"
 #include "llmc/cuda/symmetric.cuh"
-#include "llmc/cuda/symmetric_hopper.h"
+#include "llmc/cuda/symmetric.h"
 
 namespace lmo::cuda {
 

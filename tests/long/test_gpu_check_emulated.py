@@ -38,4 +38,4 @@ class GpuCheckTest(unittest.TestCase):
         self.assertFalse([line for line in results['bench_optimizer'] if 'error' in line])
         self.assertGreater(len(results['bench_optimizer']), 15)
         self.assertEqual({line['kernel'] for line in results['newton_schulz']},
-                         {'cublasLt', 'mma', 'hopper', 'fp16', 'bf16', 'gram fp16'})
+                         {'cublasLt', 'mma', 'narrow', 'wide', 'fp16', 'bf16', 'gram fp16'})
