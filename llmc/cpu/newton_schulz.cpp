@@ -3,7 +3,7 @@
 // 4 m^2 n + 2 m^3. A step with c = 0 has no A^2.
 //   A = X X^T,  B = a I + b A + c A^2,  X = B X
 // The gram form iterates on A alone, A = B A B, and collects Q = B Q, X = Q X at the end and before
-// restarts: n is in it 3 times and once more a restart. automatic is the standard form here.
+// restarts: n is in it 3 times and once more a restart.
 #include <omp.h>
 
 #include <algorithm>
@@ -15,7 +15,15 @@ namespace lmo::cpu {
 
 namespace {
 
-bool is_gram(const NewtonSchulz& op) { return op.form == NewtonSchulzForm::gram; }
+// By itself the gram form is taken in fp32 where it is faster (measured on shapes from 64 x 192 to
+// 2304 x 768: 1.1 to 1.4 times from twice as long as wide on, 0.9 at 1.5 times); fp64 keeps to the
+// equations.
+bool is_gram(const NewtonSchulz& op) {
+    constexpr int64_t kSide = 64, kRatio = 2;
+    if (op.form != NewtonSchulzForm::automatic) return op.form == NewtonSchulzForm::gram;
+    const auto [shorter, longer] = std::minmax({op.x[0].shape[0], op.x[0].shape[1]});
+    return op.x[0].dtype == DType::f32 && shorter >= kSide && longer >= kRatio * shorter;
+}
 
 // X and its successor [rows, columns], A, B and for the gram form Q and a spare one [rows, rows];
 // rows <= columns.

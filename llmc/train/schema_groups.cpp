@@ -75,7 +75,7 @@ void add_norm_keys(std::vector<Key>& keys, const std::string& path, const When& 
                     "Newton-Schulz steps; beyond the coefficients the last ones repeat", spectral});
     keys.push_back({path + ".form", one_of({"auto", "standard", "gram"}), is("auto"),
                     "of Newton-Schulz: gram iterates on the smaller Gram matrix alone, less work "
-                    "for matrices far from square; auto: gram where a GPU gains by it",
+                    "for matrices far from square; auto: gram where it is faster",
                     spectral});
     keys.push_back({path + ".inner", one_of({"auto", "fp16", "bf16", "fp32"}), is("auto"),
                     "type of the matrices inside of Newton-Schulz; auto: fp16 on GPUs, else fp32, "
