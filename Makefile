@@ -54,7 +54,7 @@ PYTHON := $(or $(shell for p in python3 /usr/bin/python3; do \
 # The time goes into llmc/cpu and the libraries; the rest, and tests even more, is compiled for a short build.
 OPT      ?= -O1 -g1
 CPU_OPT  ?= -O3 -g1
-TEST_OPT ?= -O0
+TEST_OPT ?= -O0 -g0
 SANITIZE ?=
 WARN     := -Wall -Wextra
 # g++ would collect garbage each time that it has another 128 MB: a tenth of the time of a file with JSON.
@@ -151,9 +151,9 @@ check: deps-check
 	$(Q)LMO_CUDA_HEADERS=$(CUDA_HEADERS) LMO_NVCC=$(NVCC) $(PYTHON) tests/run.py --build $(BUILD) --check
 
 # The emulated programs need the headers of a CUDA toolkit; the last one needs nvcc, and a GPU to run.
-tests: $(BUILD)/unit_tests $(if $(CUDA_HEADERS),$(addprefix $(BUILD)/emulated/plain/,cuda_tests emulator_tests train_gpt) $(NCCL_STANDIN))
+tests: $(BUILD)/unit_tests $(if $(CUDA_HEADERS),$(addprefix $(BUILD)/emulated/plain/,cuda_tests train_gpt) $(NCCL_STANDIN))
 long-tests: $(BUILD)/faults.so $(if $(CUDA_HEADERS),$(foreach v,race asan,$(addprefix $(BUILD)/emulated/$v/,cuda_tests emulator_tests)) \
-              $(addprefix $(BUILD)/emulated/,plain/conformance race/conformance plain/newton_schulz_bench)) \
+              $(addprefix $(BUILD)/emulated/,plain/conformance race/conformance plain/emulator_tests plain/newton_schulz_bench)) \
             $(if $(NVCC),$(addprefix $(BUILD)/cuda/,cuda_tests conformance newton_schulz_bench) $(CUDA_KERNELS:%.cu=$(BUILD)/cuda/%.ptx))
 
 # ---- fuzzers: clang's libFuzzer, over the readers of files -------------------------------------------
@@ -348,7 +348,13 @@ define emulated_rules
 $(BUILD)/emulated/$(1)/%.o: %.cu
 	@echo 'c++   $$< (emulated, $(1))'
 	@mkdir -p $$(@D)
-	$$(Q)$$(CXX) -std=c++20 -I. $$(WARN) $$(GARBAGE) $$(EMULATE) $$(EMULATE_KERNELS_$(1)) -MMD -MP -x c++ -c $$< -o $$@
+	$$(Q)$$(CXX) -std=c++20 -I. $$(WARN) $$(GARBAGE) $$(EMULATE) $$(EMULATE_KERNELS_$(1)) $$(HEADERS:%.gch=-include %) -MMD -MP -x c++ -c $$< -o $$@
+$(if $(findstring ccache,$(CXX)),,$(CUDA_KERNELS:%.cu=$(BUILD)/emulated/$(1)/%.o): private HEADERS := $(BUILD)/emulated/$(1)/precompiled.h.gch)
+$(if $(findstring ccache,$(CXX)),,$(CUDA_KERNELS:%.cu=$(BUILD)/emulated/$(1)/%.o): $(BUILD)/emulated/$(1)/precompiled.h.gch)
+$(BUILD)/emulated/$(1)/precompiled.h.gch: dev/emulator/precompiled.h
+	@echo 'c++   $$< ($(1))'
+	@mkdir -p $$(@D) && cp $$< $$(@:.gch=)
+	$$(Q)$$(CXX) -std=c++20 -I. $$(WARN) $$(GARBAGE) $$(EMULATE) $$(EMULATE_KERNELS_$(1)) -MD -MP -MF $$@.d -MT $$@ -x c++-header $$< -o $$@
 $(BUILD)/emulated/$(1)/dev/emulator/%.o: dev/emulator/%.cpp
 	@echo 'c++   $$< ($(1))'
 	@mkdir -p $$(@D)
@@ -375,7 +381,7 @@ $(BUILD)/emulated/$(1)/conformance: $$(CONFORMANCE:%.cu=$(BUILD)/emulated/$(1)/%
 	@echo 'link  $$@'
 	$$(Q)$$(CXX) -rdynamic $$(EMULATE_LINK_$(1)) $$^ -pthread -ldl -fopenmp -o $$@
 -include $$(patsubst %.cu,$(BUILD)/emulated/$(1)/%.d,$$(CUDA_KERNELS) $$(EMULATOR_TESTS) $$(CONFORMANCE)) \
-         $$(EMULATOR_CODE:%.cpp=$(BUILD)/emulated/$(1)/%.d)
+         $$(EMULATOR_CODE:%.cpp=$(BUILD)/emulated/$(1)/%.d) $(BUILD)/emulated/$(1)/precompiled.h.gch.d
 endef
 $(foreach variant,$(EMULATED),$(eval $(call emulated_rules,$(variant))))
 

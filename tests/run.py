@@ -138,20 +138,20 @@ ASAN = {'ASAN_OPTIONS': 'detect_leaks=1:allocator_may_return_null=1',
 def run_quick(tally, build, only):
     run_script(tally, 'direction of dependencies', 'check_layers.py')
     run_script(tally, 'rules for kernels', 'check_kernels.py', 'lint')
-    run_gtest(tally, build / 'unit_tests', only, shards=2)
+    run_gtest(tally, build / 'unit_tests', only, shards=4)  # some wait
     if has_cuda_headers(tally):
         with tempfile.TemporaryDirectory() as folder:
             log = pathlib.Path(folder) / 'kernels'
             run_gtest(tally, build / 'emulated/plain/cuda_tests', only, {'LMO_EMULATOR_LOG': str(log)}, shards=2)
             if not only:
                 run_script(tally, 'every kernel was executed', 'check_kernels.py', 'coverage', str(log))
-        run_gtest(tally, build / 'emulated/plain/emulator_tests', only, shards=2)
-    run_python(tally, 'tests/integration', only, processes=2)
+    run_python(tally, 'tests/integration', only, processes=4)  # many wait
 
 
 def run_long(tally, build, only):
     run_gtest(tally, build / 'asan' / 'unit_tests', only, ASAN, shards=2)
     if has_cuda_headers(tally):
+        run_gtest(tally, build / 'emulated/plain/emulator_tests', only, shards=2)
         for variant in ('race', 'asan'):
             for program in ('emulator_tests', 'cuda_tests'):
                 run_gtest(tally, build / 'emulated' / variant / program, only, ASAN, shards=2)

@@ -225,29 +225,10 @@ class EstimatorTest(CommunicationTest):
             with self.subTest(name, ranks=ranks):
                 self.check(self.CASES[name], ranks, **changes)
 
-    def test_points(self):
-        self.check_all([name for name in self.CASES if not name.startswith(('central', 'segment'))], 1)
-
-    def test_products(self):
-        self.check_all([name for name in self.CASES if name.startswith(('central', 'segment'))], 1)
-
     def test_ranks(self):
         """The numbers of a rank or several: the same reference."""
         self.check_all(['igt', 'storm, clipped', 'central', 'segment'], 2)
         self.check_all(['page'], 3)
-
-    def test_small_batches_one_by_one(self):
-        self.check({'estimator': {'type': 'page', 'small': 1, 'probability': 0.2}, 'groups': groups(EMA)}, 1,
-                   batch={'micro_batch': 1})
-
-    def test_averages_and_rates_that_fall(self):
-        power = {'type': 'ema', 'eta_power': 0.5}
-        for name, q, p, estimator in (('Polyak', 0.5, '3/4', {'type': 'plain'}), ('IGT', 4 / 7, '5/7', IGT),
-                                      ('STORM', '2/3', '2/3', {'type': 'storm'}),
-                                      ('Hessian', '2/3', 0.66, {'type': 'hessian'})):
-            with self.subTest(name):
-                self.check({'groups': groups({**power, 'eta_power': q}), 'estimator': estimator, 'lr': 0.1}, 1,
-                           schedule={'decay': {'type': 'power', 'power': p}})
 
 
 class Ef21Test(CommunicationTest):
@@ -257,23 +238,8 @@ class Ef21Test(CommunicationTest):
             with self.subTest(name):
                 self.check({'groups': groups(EMA), 'communication': ef21(up)}, 3)
 
-    def test_up_in_nine_bits(self):
-        for name, up in {'topk': top(natural=True), 'rank': rank(natural=True),
-                         'columns': {'type': 'columns', 'fraction': 0.4, 'natural': True}}.items():
-            with self.subTest(name):
-                self.check({'groups': FROBENIUS, 'communication': ef21(up)}, 3)
-
     def test_nothing_compressed_is_the_plain_run(self):
         self.check({'groups': groups(EMA), 'communication': ef21()}, 3, plain=True)
-
-    def test_momenta(self):
-        """Adam is the server's, all others the workers'."""
-        nesterov, lion = {'type': 'nesterov', 'beta': 0.9}, {'type': 'lion', 'beta1': 0.9, 'beta2': 0.95}
-        for name, chosen in {'one': groups(nesterov, {'type': 'heavy_ball', 'beta': 0.8}, ADAM),
-                             'two': groups({**nesterov, 'ema': True}, lion, {'type': 'none'}),
-                             'three': groups({**EMA, 'start': 'gradient'}, ADAM, lion)}.items():
-            with self.subTest(name):
-                self.check({'groups': chosen, 'communication': ef21(top())}, 3)
 
     def test_down(self):
         for name, way in {'topk': ef21(None, top()), 'rank': ef21(None, rank()), 'both': ef21(top(), rank()),
@@ -283,14 +249,6 @@ class Ef21Test(CommunicationTest):
 
     def test_one_rank(self):
         self.check({'groups': groups(EMA), 'communication': ef21(top(), rank())}, 1)
-
-    def test_with_estimators(self):
-        """Workers estimate, and clip, what they have; points and differences are of the weights that all hold."""
-        clipped = {**STORM, 'clip': 1.0, 'clip_correction': 2.0}
-        for name, estimator, way in (('storm', clipped, ef21(top())), ('igt', IGT, ef21(None, top())),
-                                     ('hessian', hessian(), ef21(rank(), top()))):
-            with self.subTest(name):
-                self.check({'groups': groups(EMA), 'estimator': estimator, 'communication': way}, 3)
 
     def test_outer_step(self):
         """It is the server's; RAPP's next update starts there, not at the weights that the ranks hold."""
