@@ -27,6 +27,8 @@ TARGETS = [
     (r'kernel\.symmetric_product', r'^\d+x2048x', (560, 660, 720)),
     (r'kernel\.symmetric_product', r'^\d+x4096x', (620, 720, 750)),
 ]
+# Times by plain products of the library over ours.
+RATIO_TARGETS = [('5 steps of', '^36x768x2048$', (1.5, 1.75, 2.0)), ('5 steps of', '^48x768x768$', (1.1, 1.3, 1.45))]
 # Shares of the copy rate of the same run.
 SHARE_TARGETS = [(r'kernel\.(momentum|adam|sign|apply|fused_update\.\w+)$', '', (0.85, 0.90, 0.94))]
 # GEMMs by their inner extent (a shape is m x n x k): measured by others on cards of this kind.
@@ -96,7 +98,7 @@ def with_targets(line):
         return next((row[2] for row in table
                      if re.match(row[0], line['what']) and re.search(row[1], line['shape'])), None)
 
-    for key, table in (('', TARGETS), ('_share', SHARE_TARGETS)):
+    for key, table in (('', TARGETS), ('_share', SHARE_TARGETS), ('_ratio', RATIO_TARGETS)):
         targets = matching(table)
         if targets:
             line.update(zip((f'gate{key}', f'goal{key}', f'stretch{key}'), targets))

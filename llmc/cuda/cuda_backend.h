@@ -9,10 +9,12 @@
 #include <cuda_runtime_api.h>
 
 #include <memory>
+#include <optional>
 #include <vector>
 
 #include "llmc/cuda/blas.h"
 #include "llmc/cuda/cudnn_attention.h"
+#include "llmc/cuda/symmetric_choice.h"
 #include "llmc/device/backend.h"
 
 namespace lmo::cuda {
@@ -105,8 +107,13 @@ class CudaBackend : public Backend {
     // For programs that launch kernels themselves.
     int capability() const { return 10 * device_.major + device_.minor; }  // 90: 9.0
     cudaStream_t stream() const { return stream_; }
+    // Newton-Schulz takes this kernel whatever the table says; none: the table's again.
+    void force_symmetric_kernel(std::optional<SymmetricKernel> kernel) { forced_ = kernel; }
 
   private:
+    SymmetricKernel symmetric_kernel(DType type, int64_t n) const {
+        return forced_ ? *forced_ : choose_symmetric_kernel(capability(), type, n);
+    }
     // Converts element by element (cast.cu).
     void convert(const Tensor& to, const Tensor& from);
     CudnnAttention& cudnn() const;  // Error where there is none
@@ -115,6 +122,7 @@ class CudaBackend : public Backend {
     cudaDeviceProp device_{};
     std::vector<cudaEvent_t> moments_;
     std::unique_ptr<Blas> blas_;
+    std::optional<SymmetricKernel> forced_;
     mutable std::unique_ptr<CudnnAttention> cudnn_;  // opened when it is first asked for
 };
 

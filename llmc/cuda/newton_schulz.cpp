@@ -303,7 +303,7 @@ void run_chunks(const NewtonSchulz& op, const Plan& plan, SymmetricKernel kernel
 double CudaBackend::executed_flops(const NewtonSchulz& op) const {
     if (op.x.empty() || op.x[0].count() == 0) return 0;
     const BatchShape shape(op.x[0].shape);
-    CountedProducts products(shape, choose_symmetric_kernel(capability(), op.inner, shape.shorter));
+    CountedProducts products(shape, symmetric_kernel(op.inner, shape.shorter));
     iterate(products, op, form_of(op, shape), {}, {}, {});
     return products.flops * static_cast<double>(op.x.size());
 }
@@ -322,8 +322,7 @@ void CudaBackend::newton_schulz(const NewtonSchulz& op) {
                     {memory + plan.sums, DType::f64, {static_cast<int64_t>(op.x.size())}},
                     {memory + plan.norm, DType::f64, {static_cast<int64_t>(plan.norm_bytes / 8)}}});
     run_chunks(
-        op, plan, choose_symmetric_kernel(capability(), op.inner, plan.shape.shorter), *blas_,
-        stream_,
+        op, plan, symmetric_kernel(op.inner, plan.shape.shorter), *blas_, stream_,
         [&](size_t first, size_t count, const Normalisation& normalisation, void* batch) {
             bring_in(op.x.subspan(first, count), plan.shape, normalisation, op.inner, batch,
                      stream_);
@@ -343,8 +342,7 @@ void CudaBackend::spectral_update(const SpectralUpdate& op) {
     sum_directions(op.momentum, reinterpret_cast<double*>(memory + plan.sums),
                    reinterpret_cast<double*>(memory + plan.norm), stream_);
     run_chunks(
-        iteration, plan, choose_symmetric_kernel(capability(), iteration.inner, plan.shape.shorter),
-        *blas_, stream_,
+        iteration, plan, symmetric_kernel(iteration.inner, plan.shape.shorter), *blas_, stream_,
         [&](size_t first, size_t count, const Normalisation& normalisation, void* batch) {
             bring_in(some_of(op.momentum, first, count), plan.shape, normalisation, iteration.inner,
                      batch, stream_);
