@@ -142,19 +142,28 @@ class TimedBackend : public Backend {
         int64_t gemm;  // its index, or -1
     };
 
+    void begin() {
+        if (idle_) inner_.mark(moments_++);
+    }
+    void end(Part part, int64_t gemm = -1) {
+        inner_.mark(moments_);
+        spans_.push_back({part, moments_ - 1, moments_, gemm});
+        ++moments_;
+        idle_ = !inner_.is_separate();
+    }
     template <class Body>
     void timed(Part part, Body body, int64_t gemm = -1) {
         if (!timing_) return body();
-        if (idle_) inner_.mark(moments_++);
-        const size_t from = moments_ - 1;
+        begin();
         body();
-        inner_.mark(moments_);
-        spans_.push_back({part, from, moments_++, gemm});
-        idle_ = !inner_.is_separate();
+        end(part, gemm);
     }
     template <class Operation>
     void timed(Part part, void (Backend::*run)(const Operation&), const Operation& operation) {
-        timed(part, [&] { (inner_.*run)(operation); });
+        if (!timing_) return (inner_.*run)(operation);
+        begin();
+        (inner_.*run)(operation);
+        end(part);
     }
     void settle();  // times of the spans
 
