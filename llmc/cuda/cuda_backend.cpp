@@ -76,7 +76,7 @@ CudaBackend::CudaBackend(const LocalRank& rank)
 CudaBackend::~CudaBackend() {
     cudaStreamSynchronize(stream_);
     cudnn_.reset();
-    for (const cudaEvent_t event : moments_) cudaEventDestroy(event);
+    for (cudaEvent_t event : moments_) cudaEventDestroy(event);
     cudaStreamDestroy(stream_);
 }
 

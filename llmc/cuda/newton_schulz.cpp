@@ -89,6 +89,8 @@ Plan plan_of(const CudaBackend& backend, const NewtonSchulz& op) {
     return plan;
 }
 
+double* doubles(void* memory) { return static_cast<double*>(memory); }
+
 // ---- products of a batch ------------------------------------------------------------------------
 
 // Side by side, one for each matrix of the chunk.
@@ -237,7 +239,7 @@ Wide standard_form(Products& products, std::span<const NewtonSchulzStep> steps, 
 template <typename Products>
 Wide gram_form(Products& products, std::span<const NewtonSchulzStep> steps,
                std::span<const int> restarts, Wide x, Wide other, std::array<Square, 4> squares) {
-    auto [r, m, q, spare] = squares;
+    Square r = squares[0], m = squares[1], q = squares[2], spare = squares[3];
     bool fresh = true;  // q is the identity
     const auto absorb = [&] {
         if (fresh) return;
@@ -286,7 +288,7 @@ void run_chunks(const NewtonSchulz& op, const Plan& plan, SymmetricKernel kernel
     char* memory = op.workspace.as<char>();
     const auto square = [&](int i) { return Square{memory + plan.squares[i]}; };
     const Wide x{memory + plan.x[0]}, other{memory + plan.x[1]};
-    const double* sums = reinterpret_cast<const double*>(memory + plan.sums);
+    const double* sums = doubles(memory + plan.sums);
     for (size_t first = 0; first < matrices; first += most) {
         const size_t count = std::min(most, matrices - first);
         bring_in(first, count, Normalisation{sums + first, op.norm_scale, op.eps}, x.data);
@@ -339,8 +341,7 @@ void CudaBackend::spectral_update(const SpectralUpdate& op) {
     const Plan plan = plan_of(*this, iteration);
     assert(iteration.workspace.bytes() >= plan.bytes && op.apply.x.empty());
     char* memory = iteration.workspace.as<char>();
-    sum_directions(op.momentum, reinterpret_cast<double*>(memory + plan.sums),
-                   reinterpret_cast<double*>(memory + plan.norm), stream_);
+    sum_directions(op.momentum, doubles(memory + plan.sums), doubles(memory + plan.norm), stream_);
     run_chunks(
         iteration, plan, symmetric_kernel(iteration.inner, plan.shape.shorter), *blas_, stream_,
         [&](size_t first, size_t count, const Normalisation& normalisation, void* batch) {
