@@ -238,7 +238,8 @@ Wide standard_form(Products& products, std::span<const NewtonSchulzStep> steps, 
 
 template <typename Products>
 Wide gram_form(Products& products, std::span<const NewtonSchulzStep> steps,
-               std::span<const int> restarts, Wide x, Wide other, std::array<Square, 4> squares) {
+               std::span<const int> restarts, Wide x, Wide other,
+               const std::array<Square, 4>& squares) {
     Square r = squares[0], m = squares[1], q = squares[2], spare = squares[3];
     bool fresh = true;  // q is the identity
     const auto absorb = [&] {
@@ -273,7 +274,7 @@ Wide gram_form(Products& products, std::span<const NewtonSchulzStep> steps,
 
 template <typename Products>
 Wide iterate(Products& products, const NewtonSchulz& op, NewtonSchulzForm form, Wide x, Wide other,
-             std::array<Square, 4> squares) {
+             const std::array<Square, 4>& squares) {
     return form == NewtonSchulzForm::gram
                ? gram_form(products, op.steps, op.restarts, x, other, squares)
                : standard_form(products, op.steps, x, other, squares[0], squares[1]);
