@@ -380,7 +380,9 @@ class Program:
             mine = self.folder / (pathlib.Path(source).stem + '.o')
             link[link.index(made)] = str(mine)
             omitted = ('-MMD', '-MP', '-g', '-Wall', '-Wextra', '-c', source, '-o', made)
-            options = [word for word in command if word not in omitted]
+            # The compiled header has the sources, not the copies.
+            options = [word for before, word in zip(['', *command], command)
+                       if word not in (*omitted, '-include') and before != '-include']
             compilations.append(options[:1] + ['-w', '-g1', '-I', str(self.folder)] + options[1:]
                                 + ['-c', str(copies / pathlib.Path(source).name), '-o', str(mine)])
         link[link.index(target)] = str(self.binary)
