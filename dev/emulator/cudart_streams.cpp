@@ -59,23 +59,34 @@ cudaError_t cudaEventDestroy(cudaEvent_t event) {
     return cudaSuccess;
 }
 
-cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream) {
-    const std::shared_ptr<Event> own = find_event(event);
+// Inside of a capture, events that connect it with other streams are external nodes of the graph.
+// CUDA also has events of dependencies within a graph; the emulator's graphs have one order.
+cudaError_t cudaEventRecordWithFlags(cudaEvent_t event, cudaStream_t stream, unsigned flags) {
     Stream& on = find_stream(stream);
-    if (on.capture) return refuse_in_capture();  // CUDA can, the emulator cannot
-    const uint64_t count = ++own->recorded;
-    issue(on, {[own, count] {
-              own->reached = count;
-              own->time = std::chrono::steady_clock::now();
-          }});
+    const bool external = flags == cudaEventRecordExternal;
+    if (!external && on.capture) return refuse_in_capture();
+    if (external && !on.capture) return remember(cudaErrorInvalidValue);
+    if (external) {
+        on.capture->work.push_back({nullptr, find_event(event), nullptr});
+    } else {
+        issue_record(on, find_event(event));
+    }
     return cudaSuccess;
 }
+cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream) {
+    return cudaEventRecordWithFlags(event, stream, cudaEventRecordDefault);
+}
 
-cudaError_t cudaStreamWaitEvent(cudaStream_t stream, cudaEvent_t event, unsigned) {
-    const std::shared_ptr<Event> own = find_event(event);
+cudaError_t cudaStreamWaitEvent(cudaStream_t stream, cudaEvent_t event, unsigned flags) {
     Stream& on = find_stream(stream);
-    if (on.capture) return refuse_in_capture();
-    issue(on, {nullptr, own, own->recorded});
+    const bool external = flags == cudaEventWaitExternal;
+    if (!external && on.capture) return refuse_in_capture();
+    if (external && !on.capture) return remember(cudaErrorInvalidValue);
+    if (external) {
+        on.capture->work.push_back({nullptr, nullptr, find_event(event)});
+    } else {
+        issue_wait(on, find_event(event));
+    }
     return cudaSuccess;
 }
 
@@ -141,7 +152,15 @@ cudaError_t cudaGraphInstantiate(cudaGraphExec_t* executable, cudaGraph_t graph,
 
 cudaError_t cudaGraphLaunch(cudaGraphExec_t executable, cudaStream_t stream) {
     if (!executable) return remember(cudaErrorInvalidValue);
-    for (const Work& work : reinterpret_cast<Recording*>(executable)->work) enqueue(stream, work);
+    for (const Recorded& next : reinterpret_cast<Recording*>(executable)->work) {
+        if (next.reached) {
+            issue_record(find_stream(stream), next.reached);
+        } else if (next.awaited) {
+            issue_wait(find_stream(stream), next.awaited);
+        } else {
+            enqueue(stream, next.run);
+        }
+    }
     return cudaSuccess;
 }
 

@@ -123,11 +123,23 @@ void issue(Stream& stream, Operation operation) {
     if (settings().streams == StreamOrder::eager) wait_for(stream);
 }
 
+void issue_record(Stream& stream, const std::shared_ptr<Event>& event) {
+    const uint64_t count = ++event->recorded;
+    issue(stream, {[event, count] {
+              event->reached = count;
+              event->time = std::chrono::steady_clock::now();
+          }});
+}
+
+void issue_wait(Stream& stream, const std::shared_ptr<Event>& event) {
+    issue(stream, {nullptr, event, event->recorded});
+}
+
 void enqueue(cudaStream_t stream, std::function<void()> work) {
     report_pending_error();
     Stream& to = find_stream(stream);
     if (to.capture) {
-        to.capture->work.push_back(std::move(work));
+        to.capture->work.push_back({std::move(work)});
         return;
     }
     if (&to == &device().legacy && any_capture()) {

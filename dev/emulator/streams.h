@@ -26,9 +26,14 @@ struct Operation {
     uint64_t number = 0;  // in the order of issue, over all streams
 };
 
-// What a capture recorded; also the graph and its executable form, whose launch repeats it.
+// What a capture recorded; also the graph and its executable form, whose launch repeats it. Events
+// of other streams are looked up at each launch, as those of external event nodes.
+struct Recorded {
+    Work run;
+    std::shared_ptr<Event> reached{}, awaited{};
+};
 struct Recording {
-    std::vector<Work> work;
+    std::vector<Recorded> work;
 };
 
 struct Stream {
@@ -52,6 +57,8 @@ cudaStream_t make_stream(bool blocking);
 void destroy_stream(cudaStream_t stream);  // its work still runs
 
 void issue(Stream& stream, Operation operation);
+void issue_record(Stream& stream, const std::shared_ptr<Event>& event);
+void issue_wait(Stream& stream, const std::shared_ptr<Event>& event);
 // One operation runs, of the stream whose turn it is: time passes for who asks again and again.
 void let_time_pass();
 void wait_for(Stream& stream);

@@ -1,6 +1,9 @@
 // The CUDA backend's device, memory, order and description; the operations are in the .cu files.
 #include "llmc/cuda/cuda_backend.h"
 
+#include <cassert>
+#include <utility>
+
 #include "llmc/core/error.h"
 #include "llmc/cuda/check.h"
 #include "llmc/cuda/nccl_communicator.h"
@@ -71,12 +74,15 @@ cudaDeviceProp open_device(int number) {
 CudaBackend::CudaBackend(const LocalRank& rank)
     : device_(open_device(device_number(rank))), blas_(std::make_unique<Blas>()) {
     check(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking), "making a stream");
+    check(cudaStreamCreateWithFlags(&second_, cudaStreamNonBlocking), "making a stream");
 }
 
 CudaBackend::~CudaBackend() {
     cudaStreamSynchronize(stream_);
     cudnn_.reset();
     for (cudaEvent_t event : moments_) cudaEventDestroy(event);
+    for (cudaEvent_t event : milestones_) cudaEventDestroy(event);
+    cudaStreamDestroy(second_);
     cudaStreamDestroy(stream_);
 }
 
@@ -162,18 +168,53 @@ std::unique_ptr<Graph> CudaBackend::capture(std::function<void()> body) {
     check(cudaStreamBeginCapture(stream_, cudaStreamCaptureModeThreadLocal),
           "starting to record a graph");
     cudaGraph_t graph = nullptr;
+    recording_ = true;
     try {
         body();
     } catch (...) {
+        recording_ = false;
         cudaStreamEndCapture(stream_, &graph);
         if (graph) cudaGraphDestroy(graph);
         throw;
     }
+    recording_ = false;
     check(cudaStreamEndCapture(stream_, &graph), "recording a graph");
     return std::make_unique<CapturedGraph>(graph, stream_);
 }
 
 void CudaBackend::synchronize() { check(cudaStreamSynchronize(stream_), "waiting for the GPU"); }
+
+void CudaBackend::aside(const std::function<void()>& body) {
+    assert(!recording_);
+    std::swap(stream_, second_);
+    try {
+        body();
+    } catch (...) {
+        std::swap(stream_, second_);
+        throw;
+    }
+    std::swap(stream_, second_);
+}
+
+cudaEvent_t CudaBackend::milestone(size_t number) {
+    while (milestones_.size() <= number) {
+        cudaEvent_t event = nullptr;
+        check(cudaEventCreateWithFlags(&event, cudaEventDisableTiming), "making an event");
+        milestones_.push_back(event);
+    }
+    return milestones_[number];
+}
+
+// In a graph, events that connect it with the other stream are external: looked up at each launch.
+void CudaBackend::reach(size_t number) {
+    const unsigned flags = recording_ ? cudaEventRecordExternal : cudaEventRecordDefault;
+    check(cudaEventRecordWithFlags(milestone(number), stream_, flags), "reaching a milestone");
+}
+
+void CudaBackend::await(size_t number) {
+    const unsigned flags = recording_ ? cudaEventWaitExternal : cudaEventWaitDefault;
+    check(cudaStreamWaitEvent(stream_, milestone(number), flags), "awaiting a milestone");
+}
 
 void CudaBackend::mark(size_t moment) {
     while (moments_.size() <= moment) {
@@ -207,7 +248,7 @@ std::string CudaBackend::device_id() const {
 std::string CudaBackend::make_communicator_id() { return make_nccl_id(); }
 
 std::unique_ptr<Communicator> CudaBackend::connect(const std::string& id, int rank, int ranks) {
-    return std::make_unique<NcclCommunicator>(id, rank, ranks, stream_);
+    return std::make_unique<NcclCommunicator>(id, rank, ranks, second_);
 }
 
 }  // namespace lmo::cuda

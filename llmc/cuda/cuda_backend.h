@@ -2,7 +2,8 @@
 // cuBLASLt for matrix products.
 //
 // Operations are in a file a family, each next to its kernels. All work is issued on one stream, so
-// it runs in order; copy_out and synchronize wait. Sums have fixed borders and a fixed order, so
+// it runs in order; copy_out and synchronize wait. A second stream is for collectives and what is
+// issued aside; events join the two. Sums have fixed borders and a fixed order, so
 // equal inputs give equal bits on equal devices and libraries. compute is f32 or bf16.
 #pragma once
 
@@ -45,6 +46,9 @@ class CudaBackend : public Backend {
 
     std::unique_ptr<Graph> capture(std::function<void()> body) override;
     void synchronize() override;
+    void aside(const std::function<void()>& body) override;
+    void reach(size_t milestone) override;
+    void await(size_t milestone) override;
     void mark(size_t moment) override;
     double seconds_between(size_t from, size_t to) override;
 
@@ -117,10 +121,13 @@ class CudaBackend : public Backend {
     // Converts element by element (cast.cu).
     void convert(const Tensor& to, const Tensor& from);
     CudnnAttention& cudnn() const;  // Error where there is none
+    cudaEvent_t milestone(size_t number);
 
-    cudaStream_t stream_ = nullptr;
+    cudaStream_t stream_ = nullptr;  // where operations are issued now
+    cudaStream_t second_ = nullptr;  // the other one
+    bool recording_ = false;         // a graph
     cudaDeviceProp device_{};
-    std::vector<cudaEvent_t> moments_;
+    std::vector<cudaEvent_t> moments_, milestones_;
     std::unique_ptr<Blas> blas_;
     std::optional<SymmetricKernel> forced_;
     mutable std::unique_ptr<CudnnAttention> cudnn_;  // opened when it is first asked for

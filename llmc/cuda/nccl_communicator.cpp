@@ -1,5 +1,5 @@
 // The communicator does not block: a call that waits for other ranks on the host returns at once,
-// and ended() asks for its state. So a rank that is lost ends the others instead of stopping them.
+// and issued() asks for its state. So a rank that is lost ends the others instead of stopping them.
 #include "llmc/cuda/nccl_communicator.h"
 
 #include <cassert>
@@ -51,12 +51,16 @@ void NcclCommunicator::abort() {
     communicator_ = nullptr;
 }
 
-bool NcclCommunicator::ended() {
+bool NcclCommunicator::issued() {
     assert(communicator_ != nullptr);
     nccl::Result state = nccl::kSuccess;
     check(nccl::library().comm_get_async_error(communicator_, &state), "asking for its state");
     check(state, "working with the other ranks");
-    if (state == nccl::kInProgress) return false;
+    return state != nccl::kInProgress;
+}
+
+bool NcclCommunicator::ended() {
+    if (!issued()) return false;
     const cudaError_t status = cudaStreamQuery(stream_);
     if (status == cudaErrorNotReady) {
         (void)cudaGetLastError();

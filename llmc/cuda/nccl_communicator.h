@@ -1,4 +1,4 @@
-// The collectives of GPUs (llmc/device/communicator.h) by NCCL, on a backend's stream.
+// The collectives of GPUs (llmc/device/communicator.h) by NCCL, on a backend's second stream.
 #pragma once
 
 #include <functional>
@@ -19,6 +19,7 @@ class NcclCommunicator : public lmo::Communicator {
     NcclCommunicator(const NcclCommunicator&) = delete;
     NcclCommunicator& operator=(const NcclCommunicator&) = delete;
 
+    bool issued() override;
     bool ended() override;
     void sum(const Tensor& tensor) override;
     void sum_to_owners(std::span<const OwnedTensor> parts) override;

@@ -74,6 +74,14 @@ class Backend {
     // Order. capture records the operations that body() issues, without running them.
     virtual std::unique_ptr<Graph> capture(std::function<void()> body) = 0;
     virtual void synchronize() = 0;
+    // A second order of work beside the first, where a device can: operations that body() issues
+    // run in it, as collectives (connect()) do. Nothing orders the two but milestones: what is
+    // issued behind await(i), in either order, waits until i has been reached as often as reach(i)
+    // was issued before. Recorded ones count at each launch. synchronize and copy_out wait for the
+    // first order alone. Where there is one order only, all this is that order.
+    virtual void aside(const std::function<void()>& body) { body(); }
+    virtual void reach(size_t /*milestone*/) {}
+    virtual void await(size_t /*milestone*/) {}
     // Moments: mark(i) is when all operations issued before it are done, seconds_between waits for
     // both. For the few numbers from 0 on that are in use; not while recording.
     virtual void mark(size_t moment) = 0;

@@ -2,9 +2,10 @@
 // memory the host does not share makes one (Backend::connect); llmc/dist/collectives.h is what the
 // program calls.
 //
-// Every rank makes the same calls in the same order. They are issued on the backend's order of
-// work and may not be followed by other operations until ended() has said so. Equal inputs give
-// equal bits at an equal number of ranks on equal devices, connections and libraries.
+// Every rank makes the same calls in the same order. They run in the backend's second order of work
+// (Backend::aside) and may not be followed by other operations there until issued() has said so.
+// Equal inputs give equal bits at an equal number of ranks on equal devices, connections and
+// libraries.
 #pragma once
 
 #include <span>
@@ -25,8 +26,10 @@ class Communicator {
     // Ends at once, whatever the others do.
     virtual ~Communicator() = default;
 
-    // Whether connecting, and all that was issued since, has ended; never waits. Throws Error
-    // where the library reports one: the communicator is of no use then.
+    // Whether connecting has ended and the device has been given all that was called since; and
+    // whether that has ended, too. Never wait. Throw Error where the library reports one: the
+    // communicator is of no use then.
+    virtual bool issued() = 0;
     virtual bool ended() = 0;
 
     virtual void sum(const Tensor& tensor) = 0;                          // on all ranks

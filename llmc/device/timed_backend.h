@@ -76,6 +76,9 @@ class TimedBackend : public Backend {
 
     std::unique_ptr<Graph> capture(std::function<void()> body) override;
     void synchronize() override;
+    void aside(const std::function<void()>& body) override { inner_.aside(body); }
+    void reach(size_t milestone) override { inner_.reach(milestone); }
+    void await(size_t milestone) override { inner_.await(milestone); }
     void mark(size_t moment) override { inner_.mark(moment); }
     double seconds_between(size_t from, size_t to) override {
         return inner_.seconds_between(from, to);

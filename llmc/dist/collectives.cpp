@@ -2,10 +2,19 @@
 
 #include <cassert>
 #include <exception>
+#include <utility>
 
 namespace lmo {
 
 namespace {
+
+std::vector<Piece> all_pieces(const std::vector<Bucket>& buckets) {
+    std::vector<Piece> pieces;
+    for (const Bucket& bucket : buckets) {
+        pieces.insert(pieces.end(), bucket.pieces.begin(), bucket.pieces.end());
+    }
+    return pieces;
+}
 
 class HostCollectives : public Collectives {
   public:
@@ -34,6 +43,18 @@ class HostCollectives : public Collectives {
     void share(const Tensor& flat, const std::vector<Piece>& pieces, const char* what) override {
         on_host(flat, [&](auto* values) { ranks_.share(values, pieces, what); });
     }
+    bool overlaps() const override { return false; }
+    void sum_to_owners(const Tensor& flat, const std::vector<Bucket>& buckets,
+                       const char* what) override {
+        sum_to_owners(flat, all_pieces(buckets), what);
+    }
+    void begin_sharing(const Tensor& flat, const std::vector<Bucket>& buckets,
+                       const std::function<void(const Bucket&)>& then, const char* what) override {
+        share(flat, all_pieces(buckets), what);
+        for (const Bucket& bucket : buckets) then(bucket);
+    }
+    void finish_sharing() override {}
+    void abort() override {}
     int64_t bytes_sent() const override { return ranks_.bytes_sent(); }
     std::string describe() const override { return "sockets"; }
 
@@ -65,7 +86,7 @@ class DeviceCollectives : public Collectives {
         const std::string id =
             ranks.broadcast(ranks.first() ? backend.make_communicator_id() : "", "id of all GPUs");
         communicator_ = backend.connect(id, ranks.rank(), ranks.size());
-        wait("connection of the GPUs", [] {});
+        wait("connection of the GPUs", [] {}, &Communicator::ended);
     }
 
     void sum(const Tensor& tensor, const char* what) override {
@@ -92,21 +113,73 @@ class DeviceCollectives : public Collectives {
         run(what, [&] { communicator_->share(parts(flat, pieces)); });
         bytes_sent_ += (ranks_.size() - 1) * owned_bytes(flat, pieces, true);
     }
+
+    bool overlaps() const override { return true; }
+    void sum_to_owners(const Tensor& flat, const std::vector<Bucket>& buckets,
+                       const char* what) override {
+        ranks_.barrier(what);
+        for (const Bucket& bucket : buckets) {
+            backend_.aside([&] {
+                for (const size_t milestone : bucket.milestones) backend_.await(milestone);
+            });
+            issue(what, [&] { communicator_->sum_to_owners(parts(flat, bucket.pieces)); });
+            bytes_sent_ += owned_bytes(flat, bucket.pieces, false);
+        }
+        finish(what);
+    }
+    void begin_sharing(const Tensor& flat, const std::vector<Bucket>& buckets,
+                       const std::function<void(const Bucket&)>& then, const char* what) override {
+        ranks_.barrier(what);
+        follow();
+        for (const Bucket& bucket : buckets) {
+            issue(what, [&] { communicator_->share(parts(flat, bucket.pieces)); });
+            backend_.aside([&] {
+                then(bucket);
+                for (const size_t milestone : bucket.milestones) backend_.reach(milestone);
+            });
+            bytes_sent_ += (ranks_.size() - 1) * owned_bytes(flat, bucket.pieces, true);
+        }
+        sharing_ = what;
+    }
+    void finish_sharing() override {
+        if (const char* const what = std::exchange(sharing_, nullptr)) finish(what);
+    }
+    void abort() override { communicator_->abort(); }
     int64_t bytes_sent() const override { return bytes_sent_ + ranks_.bytes_sent(); }
     std::string describe() const override { return communicator_->describe(); }
 
   private:
+    static constexpr size_t kBegun = 0, kEnded = 1;  // milestones
+    static_assert(kEnded < kFirstFreeMilestone);
+
     template <typename Issue>
-    void run(const char* what, Issue issue) {
+    void run(const char* what, Issue begin) {
         ranks_.barrier(what);
-        wait(what, issue);
+        follow();
+        issue(what, begin);
+        finish(what);
+    }
+    // What is issued aside from here on waits for what the backend was told so far,
+    void follow() {
+        backend_.reach(kBegun);
+        backend_.aside([&] { backend_.await(kBegun); });
+    }
+    // and the other way round, after a wait on the host.
+    void finish(const char* what) {
+        backend_.aside([&] { backend_.reach(kEnded); });
+        backend_.await(kEnded);
+        wait(what, [] {}, &Communicator::ended);
+    }
+    template <typename Issue>
+    void issue(const char* what, Issue calls) {
+        wait(what, calls, &Communicator::issued);
     }
 
-    // Issues something and waits for its end. A rank that is gone is often noticed by the library
-    // first, which does not know who it was: the sockets tell within moments. What is under way
-    // must not keep the device, or this process, waiting.
+    // Calls something and waits until the communicator is `done`. A rank that is gone is often
+    // noticed by the library first, which does not know who it was: the sockets tell within
+    // moments. What is under way must not keep the device, or this process, waiting.
     template <typename Issue>
-    void wait(const char* what, Issue issue) {
+    void wait(const char* what, Issue calls, bool (Communicator::*done)()) {
         constexpr double kPatience = 1.0;
         std::exception_ptr reported;
         Timer since_report;
@@ -120,9 +193,9 @@ class DeviceCollectives : public Collectives {
             }
         };
         try {
-            unless_reported([&] { return issue(), true; });
+            unless_reported([&] { return calls(), true; });
             ranks_.wait_together(what, [&] {
-                if (!reported) return unless_reported([&] { return communicator_->ended(); });
+                if (!reported) return unless_reported([&] { return (*communicator_.*done)(); });
                 if (since_report.seconds() > kPatience) std::rethrow_exception(reported);
                 return false;
             });
@@ -161,6 +234,7 @@ class DeviceCollectives : public Collectives {
     Backend& backend_;
     Ranks& ranks_;
     std::unique_ptr<Communicator> communicator_;
+    const char* sharing_ = nullptr;  // under way; its name
     int64_t bytes_sent_ = 0;
 };
 

@@ -3,6 +3,7 @@
 // calls in the same order; `what` names them in messages. One rank exchanges nothing.
 #pragma once
 
+#include <functional>
 #include <memory>
 #include <string>
 #include <vector>
@@ -12,6 +13,15 @@
 #include "llmc/dist/ranks.h"
 
 namespace lmo {
+
+// A part of a flat buffer that travels by itself, and milestones of the backend: those that it has
+// to wait for, or those that are reached when it has arrived.
+struct Bucket {
+    std::vector<Piece> pieces;
+    std::vector<size_t> milestones;
+};
+// The milestones below it are used here.
+constexpr size_t kFirstFreeMilestone = 2;
 
 class Collectives {
   public:
@@ -27,6 +37,23 @@ class Collectives {
                                 const char* what) = 0;
     // Every rank gets each piece from its owner.
     virtual void share(const Tensor& flat, const std::vector<Piece>& pieces, const char* what) = 0;
+
+    // Whether tensors can travel while the backend computes. Where not, these do the same at once.
+    virtual bool overlaps() const = 0;
+    // sum_to_owners, bucket by bucket, each as soon as all its milestones are reached, which were
+    // issued before. What was issued on the backend since the last of them may not touch `flat`.
+    virtual void sum_to_owners(const Tensor& flat, const std::vector<Bucket>& buckets,
+                               const char* what) = 0;
+    // Begins to share what was computed so far, bucket by bucket; then(bucket) issues what is to be
+    // done with each that has come. Behind await() of its milestones the backend may read it.
+    // Before anything waits for the backend, or it writes there, finish_sharing() must have been
+    // called.
+    virtual void begin_sharing(const Tensor& flat, const std::vector<Bucket>& buckets,
+                               const std::function<void(const Bucket&)>& then,
+                               const char* what) = 0;
+    virtual void finish_sharing() = 0;
+    // Gives up what is under way: nothing on this device waits for other ranks any more.
+    virtual void abort() = 0;
 
     // That this rank has sent so far, between devices and through sockets. Between devices bytes
     // of tensors are counted, without what the library adds.

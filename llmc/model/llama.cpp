@@ -87,11 +87,16 @@ AttentionOne Llama::attention_one(int64_t layer, const LayerActivations& a,
 // ---- forward ------------------------------------------------------------------------------------
 
 void Llama::forward(const ParameterBuffer& weights, const Tensor& tokens, const Extent& extent,
-                    bool keep_maxima) {
+                    bool keep_maxima, const StepSections& sections) {
+    const auto reads = [&](int64_t section) {
+        if (sections.reads) sections.reads(section);
+    };
     const Tensor branch = first_rows(branch_, extent.rows());
     Tensor x = layer_activations(0, extent).attention_in;
+    reads(0);
     backend_.embedding_forward({tokens.reshaped({extent.rows()}), weights[0], x});
     for (int64_t layer = 0; layer < config_.n_layer; ++layer) {
+        reads(layer + 1);
         const LayerParameters w = layer_parameters(weights, layer);
         const LayerActivations a = layer_activations(layer, extent);
         const bool start = layer == 0;  // no branch yet: the norm reads x where it is
@@ -103,6 +108,7 @@ void Llama::forward(const ParameterBuffer& weights, const Tensor& tokens, const 
         multiply(product(a.swiglu, w.down, branch));
         x = a.mlp_in;
     }
+    reads(config_.n_layer + 1);
     backend_.rmsnorm_forward({x, branch, final_norm(weights), first_rows(final_in_, extent.rows()),
                               first_rows(final_normed_, extent.rows()),
                               first_rows(final_rstd_, extent.rows()), config_.norm_eps});
@@ -158,12 +164,16 @@ void Llama::classify(const ParameterBuffer& weights, const ParameterBuffer* grad
 
 // On entry branch_ holds the gradient of the last norm's output.
 void Llama::backward(const ParameterBuffer& weights, const ParameterBuffer& gradients,
-                     const Tensor& tokens, int64_t lowest) {
+                     const Tensor& tokens, int64_t lowest, const StepSections& sections) {
+    const auto completes = [&](int64_t section) {
+        if (sections.completes) sections.completes(section);
+    };
     const Extent extent = extent_of(tokens);
     const Tensor dx = first_rows(dx_, extent.rows());
     backend_.zero(dx);
     backward_norm(first_rows(final_in_, extent.rows()), first_rows(final_rstd_, extent.rows()),
                   final_norm(weights), final_norm(gradients));
+    completes(config_.n_layer + 1);
     for (int64_t layer = config_.n_layer - 1; layer >= lowest; --layer) {
         const LayerParameters w = layer_parameters(weights, layer);
         const LayerParameters g = layer_parameters(gradients, layer);
@@ -171,10 +181,13 @@ void Llama::backward(const ParameterBuffer& weights, const ParameterBuffer& grad
         recompute(w, a, layer, extent);
         backward_mlp(w, g, a);
         backward_attention(w, g, a, extent);
+        completes(layer + 1);
     }
-    if (lowest > 0) return;
-    backend_.embedding_backward(
-        with_workspace(EmbeddingBackward{tokens.reshaped({extent.rows()}), dx, gradients[0], {}}));
+    if (lowest == 0) {
+        backend_.embedding_backward(with_workspace(
+            EmbeddingBackward{tokens.reshaped({extent.rows()}), dx, gradients[0], {}}));
+    }
+    for (int64_t section = lowest; section >= 0; --section) completes(section);
 }
 
 // What forward() left in memory that other layers have used since: the same operations on the same
@@ -256,12 +269,13 @@ void Llama::backward_norm(const Tensor& x, const Tensor& rstd, const Tensor& gai
 
 void Llama::forward_backward(const ParameterBuffer& weights, const ParameterBuffer& gradients,
                              const Tensor& tokens, const Tensor& targets, double loss_scale,
-                             const Tensor& loss_sum, int64_t lowest) {
+                             const Tensor& loss_sum, int64_t lowest,
+                             const StepSections& sections) {
     assert(dqkv_.shape.rank() > 0 && "made without training");
     assert(loss_scale != 0.0 && targets.shape == tokens.shape);
-    forward(weights, tokens, extent_of(tokens), config_.head_maxima);
+    forward(weights, tokens, extent_of(tokens), config_.head_maxima, sections);
     classify(weights, &gradients, targets, loss_scale, loss_sum);
-    backward(weights, gradients, tokens, lowest);
+    backward(weights, gradients, tokens, lowest, sections);
 }
 
 void Llama::clip_heads(const ParameterBuffer& weights, const ParameterBuffer& copies,

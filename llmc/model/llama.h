@@ -4,6 +4,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <vector>
 
 #include "llmc/core/parameter.h"
@@ -56,6 +57,14 @@ struct ModelPrecision {
     DType master = DType::f32;    // weights, gradients, statistics: f64 when compute is f64
 };
 
+// What a training step tells of itself while its operations are issued, section by section: 0 is
+// the embedding, 1 + l layer l, n_layer + 1 the last norm with an untied head.
+struct StepSections {
+    std::function<void(int64_t section)> reads;      // its weights, from the next operation on
+    std::function<void(int64_t section)> completes;  // its gradients, by the last operation
+};
+int64_t section_of(const Parameter& parameter, int64_t n_layer);
+
 class Llama {
   public:
     // Memory for batches of up to `batch` sequences of config.seq_len tokens; without `training`
@@ -70,10 +79,12 @@ class Llama {
     // of the token losses times loss_scale. Issues operations only. `weights` are compute type.
     // The backward pass ends with layer `lowest` (n_layer: with the last norm): the gradients of
     // parameters of lower layers stay as they are, and where it is above 0 a tied embedding gets
-    // the gradient of the head alone.
+    // the gradient of the head alone. Every section is read and completed once, in order of the
+    // sections and backwards.
     void forward_backward(const ParameterBuffer& weights, const ParameterBuffer& gradients,
                           const Tensor& tokens, const Tensor& targets, double loss_scale,
-                          const Tensor& loss_sum, int64_t lowest = 0);
+                          const Tensor& loss_sum, int64_t lowest = 0,
+                          const StepSections& sections = {});
 
     // With config.head_maxima: the largest scores [n_layer, H] (master) of all forward_backward()
     // since they were set to zero, zero at the least; and QK-clip of the weights by them (QkClip in
@@ -131,7 +142,7 @@ class Llama {
 
     // From the tokens to final_normed_.
     void forward(const ParameterBuffer& weights, const Tensor& tokens, const Extent& extent,
-                 bool keep_maxima = false);
+                 bool keep_maxima = false, const StepSections& sections = {});
     void attend_and_gate(const LayerParameters& w, const LayerActivations& a, int64_t layer,
                          const Extent& extent, bool keep_maxima);
     void attend(int64_t layer, const LayerActivations& a, const Extent& extent, bool keep_maxima);
@@ -141,7 +152,7 @@ class Llama {
     void classify(const ParameterBuffer& weights, const ParameterBuffer* gradients,
                   const Tensor& targets, double loss_scale, const Tensor& loss_sum);
     void backward(const ParameterBuffer& weights, const ParameterBuffer& gradients,
-                  const Tensor& tokens, int64_t lowest);
+                  const Tensor& tokens, int64_t lowest, const StepSections& sections);
     void recompute(const LayerParameters& w, const LayerActivations& a, int64_t layer,
                    const Extent& extent);
     void backward_mlp(const LayerParameters& w, const LayerParameters& g,

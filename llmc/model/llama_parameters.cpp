@@ -8,6 +8,11 @@
 
 namespace lmo {
 
+int64_t section_of(const Parameter& parameter, int64_t n_layer) {
+    if (parameter.role == Role::embedding) return 0;
+    return parameter.layer < 0 ? n_layer + 1 : parameter.layer + 1;
+}
+
 ParameterList llama_parameters(const LlamaConfig& config) {
     assert(config.n_head > 0 && config.d_model % config.n_head == 0);
     assert(config.n_kv_head > 0 && config.n_head % config.n_kv_head == 0);

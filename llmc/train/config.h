@@ -35,6 +35,8 @@ struct Config {
         int64_t nonfinite_limit;  // skip, rollback
         double rank_timeout;      // seconds
         bool graphs;
+        bool overlap;
+        double bucket_mb;
     } run;
     LlamaConfig model;
     std::string init_from;  // empty: random
@@ -117,7 +119,8 @@ std::vector<std::string> config_differences(const nlohmann::ordered_json& one,
 
 // Keys whose values differ between two resolved configurations, "key: old -> new", leaving out
 // those that a resumed run may change (run.dir, run.name, run.note, run.device, run.on_nonfinite,
-// run.nonfinite_limit, run.rank_timeout, run.graphs, model.attention, model.recompute, log, eval, smoothness, checkpoint).
+// run.nonfinite_limit, run.rank_timeout, run.graphs, run.overlap, run.bucket_mb, model.attention,
+// model.recompute, log, eval, smoothness, checkpoint).
 std::vector<std::string> resume_conflicts(const nlohmann::ordered_json& saved,
                                           const nlohmann::ordered_json& now);
 

@@ -65,6 +65,11 @@ std::vector<Key> run_and_model_keys() {
         {"run.graphs", boolean(), is(true),
          "record micro-step and update as CUDA graphs; false, for debugging: launch every kernel by "
          "itself, to the same bits"},
+        {"run.overlap", boolean(), is(true),
+         "ranks on GPUs sum gradients and share weights while they compute (ranks.md); false, for "
+         "debugging: between backward pass, update and forward pass"},
+        {"run.bucket_mb", above_to(0, 1e6), is(32.0),
+         "with run.overlap: gradients or weights travel in parts of at least so many MB"},
 
         {"model.n_layer", integer(1, kMaxExtent), required(), "layers"},
         {"model.n_head", integer(1, kMaxExtent), required(), "query heads; divides d_model"},

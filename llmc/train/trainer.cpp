@@ -40,9 +40,14 @@ ExitStatus train(Config config, const std::string& resume, Ranks& ranks) {
         *backend, config.model, precision, config.batch.micro_batch,
         memory_of_stages(*backend, config, precision.master, ranks.rank(), ranks.size()));
     Trainer trainer(config, *backend, checkpoint, ranks, *collectives);
-    const ExitStatus status = trainer.run();
-    ranks.barrier("end");
-    return status;
+    try {
+        const ExitStatus status = trainer.run();
+        ranks.barrier("end");
+        return status;
+    } catch (...) {
+        collectives->abort();  // before memory is released, which waits for the device
+        throw;
+    }
 }
 
 Trainer::Trainer(const Config& config, Backend& backend, const std::string& checkpoint,
@@ -70,6 +75,7 @@ Trainer::Trainer(const Config& config, Backend& backend, const std::string& chec
       sharding_(make_sharding(config, parameters_, ranks.size())),
       stages_(backend, arena_, config, parameters_, precision_.master, sharding_, ranks.rank(),
               ranks.size()),
+      overlap_(make_overlap()),
       optimizer_(stages_.optimizer),
       schedule_(with_measured_gap(config), warmup_kappa(config.optimizer, parameters_)),
       spikes_(config.log.spike, parameters_.size()),
@@ -232,9 +238,10 @@ Graph& Trainer::micro_step(int64_t lowest, bool small) {
         if (alone_) sequences /= ranks_.size();  // a mean of its own
         const double tokens =
             static_cast<double>(sequences) * static_cast<double>(config_.model.seq_len);
-        graph = recorded([this, lowest, tokens] {
-            model_.forward_backward(weights_.compute(), gradients_, batch_.tokens, batch_.targets,
-                                    1.0 / tokens, batch_.loss, lowest);
+        const StepSections sections = overlap_ ? overlap_->sections(backend_) : StepSections{};
+        graph = recorded([this, lowest, tokens, sections, weights = weights_.compute()] {
+            model_.forward_backward(weights, gradients_, batch_.tokens, batch_.targets,
+                                    1.0 / tokens, batch_.loss, lowest, sections);
         });
     }
     return *graph;
@@ -275,6 +282,7 @@ Trainer::LocalLoss Trainer::compute_gradients(const NextBatch& next, int64_t cou
             backend_.copy_out(&before_last, batch_.loss);
         }
         graph.launch();
+        weights_.settle();  // it reads them as they come
     }
     double loss = 0.0;
     backend_.copy_out(&loss, batch_.loss);
@@ -289,7 +297,11 @@ Trainer::BatchLoss Trainer::accumulate_gradients(Loader& loader, bool everywhere
     computed_ = 0;
     LocalLoss loss = compute_gradients([&]() -> const HostBatch& { return loader.next(); },
                                        micro_batches(), lowest, false);
-    sum_gradients(everywhere);
+    if (overlap_ && !everywhere) {
+        sum_behind_backward();
+    } else {
+        sum_gradients(everywhere);
+    }
     if (alone_) loss.gradient_norm = gradient_norm();
     return combine(loss);
 }

@@ -17,6 +17,7 @@
 #include "llmc/schedule/schedule.h"
 #include "llmc/smoothness/analyzer.h"
 #include "llmc/train/config.h"
+#include "llmc/train/overlap.h"
 #include "llmc/train/run_state.h"
 #include "llmc/train/sharding.h"
 #include "llmc/train/signals.h"
@@ -64,6 +65,7 @@ class Trainer {
     // The backward pass ends with layer `lowest`.
     BatchLoss accumulate_gradients(Loader& loader, bool everywhere, int64_t lowest);
     std::unique_ptr<Graph> recorded(const std::function<void()>& body);
+    std::optional<Overlap> make_overlap() const;
     Graph& micro_step(int64_t lowest, bool small);
     void apply_step(double rate);
 
@@ -83,6 +85,7 @@ class Trainer {
     BatchLoss combine(const LocalLoss& local);
     void sum_gradients(bool everywhere);
     void sum_over_ranks(const Tensor& flat, bool everywhere);
+    void sum_behind_backward();
     double gradient_norm();
     void add_up_owned(std::vector<double>& sums);
     void share_weights();
@@ -171,6 +174,7 @@ class Trainer {
     const bool alone_;     // optimizer.communication.type "local" on several ranks
     Sharding sharding_;
     UpdateStages stages_;
+    std::optional<Overlap> overlap_;           // of communication, where there can be any
     Optimizer& optimizer_;                     // of them
     std::optional<UpdateNorms> update_norms_;  // of rank 0, where log.update_norms asks for them
     Schedule schedule_;

@@ -87,6 +87,21 @@ void Trainer::sum_over_ranks(const Tensor& flat, bool everywhere) {
     sent_up_ += collectives_.bytes_sent() - before;
 }
 
+std::optional<Overlap> Trainer::make_overlap() const {
+    if (!config_.run.overlap || !collectives_.overlaps()) return {};
+    if (drifting_ || alone_ || stages_.feedback) return {};
+    const double bytes = 1e6 * config_.run.bucket_mb;
+    return Overlap(parameters_, config_.model.n_layer, sharding_.pieces,
+                   static_cast<int64_t>(bytes / static_cast<double>(size_of(precision_.master))));
+}
+
+// The last operations issued are those of a backward pass.
+void Trainer::sum_behind_backward() {
+    const int64_t before = collectives_.bytes_sent();
+    collectives_.sum_to_owners(gradients_.flat, overlap_->gradients, "sum of gradients");
+    sent_up_ += collectives_.bytes_sent() - before;
+}
+
 // Nothing where ranks work alone. With error feedback, what the optimizer is to step by.
 void Trainer::sum_gradients(bool everywhere) {
     if (alone_) return;
@@ -125,6 +140,15 @@ void Trainer::share_weights() {
     if (stages_.feedback && stages_.feedback->compresses_down()) {
         stages_.feedback->send_down(weights_.master(), ranks_);
         weights_.refresh_copies();
+    } else if (overlap_) {
+        const auto refresh = [this](const Bucket& bucket) {
+            if (bucket.pieces.empty()) return;
+            const Piece &first = bucket.pieces.front(), &last = bucket.pieces.back();
+            weights_.refresh_copies(first.offset, last.offset + last.count - first.offset);
+        };
+        collectives_.begin_sharing(weights_.master().flat, overlap_->weights, refresh,
+                                   "new weights");
+        weights_.expect([this] { collectives_.finish_sharing(); });
     } else if (ranks_.size() > 1 && !drifting_) {
         collectives_.share(weights_.master().flat, sharding_.pieces, "new weights");
         weights_.refresh_copies();

@@ -27,11 +27,15 @@ void Weights::upload(int64_t offset, const std::vector<double>& values) {
                       values);
 }
 
-void Weights::refresh_copies() {
-    if (!copies_.flat.empty()) backend_.copy(copies_.flat, master_.flat);
+void Weights::refresh_copies() { refresh_copies(0, master_.flat.count()); }
+
+void Weights::refresh_copies(int64_t offset, int64_t count) {
+    if (copies_.flat.empty()) return;
+    backend_.copy(copies_.flat.slice(offset, {count}), master_.flat.slice(offset, {count}));
 }
 
 void Weights::initialise(uint64_t seed) {
+    settle();
     for (int i = 0; i < parameters_.size(); ++i) {
         upload(parameters_.offset(i), initial_values(parameters_, i, seed));
     }
@@ -39,20 +43,22 @@ void Weights::initialise(uint64_t seed) {
 }
 
 void Weights::set(const std::function<std::vector<double>(const Parameter&)>& read) {
+    settle();
     for (int i = 0; i < parameters_.size(); ++i) {
         upload(parameters_.offset(i), read(parameters_[i]));
     }
     refresh_copies();
 }
 
-std::vector<double> Weights::squares(const Tensor& workspace) const {
+std::vector<double> Weights::squares(const Tensor& workspace) {
+    settle();
     backend_.sum_of_squares({views_, squares_, workspace});
     std::vector<double> result(views_.size());
     backend_.copy_out(result.data(), squares_);
     return result;
 }
 
-std::vector<TensorSource> Weights::model_sources() const {
+std::vector<TensorSource> Weights::model_sources() {
     std::vector<TensorSource> sources;
     for (int i = 0; i < parameters_.size(); ++i) {
         sources.push_back(tensor_source(backend_, parameters_[i].name, compute()[i]));
@@ -60,7 +66,8 @@ std::vector<TensorSource> Weights::model_sources() const {
     return sources;
 }
 
-std::vector<TensorSource> Weights::master_sources() const {
+std::vector<TensorSource> Weights::master_sources() {
+    settle();
     std::vector<TensorSource> sources;
     if (copies_.flat.empty()) return sources;
     for (int i = 0; i < parameters_.size(); ++i) {

@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <functional>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "llmc/core/parameter.h"
@@ -20,25 +21,42 @@ class Weights {
     Weights(Backend& backend, Arena& arena, const ParameterList& parameters,
             const ModelPrecision& precision, bool trainable);
 
-    const ParameterBuffer& master() const { return master_; }
-    const ParameterBuffer& copies() const { return copies_; }  // empty when master is compute
-    const ParameterBuffer& compute() const { return copies_.flat.empty() ? master_ : copies_; }
+    // These first wait for weights that are on their way.
+    const ParameterBuffer& master() {
+        settle();
+        return master_;
+    }
+    const ParameterBuffer& copies() {  // empty when master is compute
+        settle();
+        return copies_;
+    }
+    const ParameterBuffer& compute() {
+        settle();
+        return copies_.flat.empty() ? master_ : copies_;
+    }
+
+    // Weights come from other ranks until `finish` has been called, which the next access does.
+    void expect(std::function<void()> finish) { finish_ = std::move(finish); }
+    void settle() {
+        if (finish_) std::exchange(finish_, nullptr)();
+    }
 
     // The start of a run: random, or tensor by tensor from wherever `read` gets them.
     void initialise(uint64_t seed);
     void set(const std::function<std::vector<double>(const Parameter&)>& read);
 
-    // After the masters were changed from outside.
+    // After the masters were changed from outside: all, or elements [offset, offset + count).
     void refresh_copies();
+    void refresh_copies(int64_t offset, int64_t count);
 
     // The sum of squares of each trainable tensor: finite exactly where all its elements are.
     // Waits. The workspace is that of SumOfSquares over the same tensors.
-    std::vector<double> squares(const Tensor& workspace) const;
+    std::vector<double> squares(const Tensor& workspace);
 
     // What a checkpoint stores: the weights in compute type, and "NAME.master" where that is not
     // exact.
-    std::vector<TensorSource> model_sources() const;
-    std::vector<TensorSource> master_sources() const;
+    std::vector<TensorSource> model_sources();
+    std::vector<TensorSource> master_sources();
 
   private:
     void upload(int64_t offset, const std::vector<double>& values);
@@ -48,6 +66,7 @@ class Weights {
     ParameterBuffer master_, copies_;
     std::vector<Tensor> views_;  // of master_
     Tensor squares_;             // fp64, one each
+    std::function<void()> finish_;
 };
 
 // Checkpoint entries of device tensors: fetched when they are written.

@@ -161,6 +161,38 @@ TEST_P(InEveryStreamOrder, EventsOrderStreams) {
     EXPECT_EQ(a.values(), std::vector<int>(300, 33));
 }
 
+// Events inside of graphs are those of the moment of a launch.
+TEST_P(InEveryStreamOrder, EventsOrderGraphs) {
+    Array<int> a(300), b(300);
+    cudaEvent_t back;
+    cudaEventCreate(&back);
+    EXPECT_EQ(cudaEventRecordWithFlags(event_, streams_[0], cudaEventRecordExternal),
+              cudaErrorInvalidValue);
+    EXPECT_EQ(cudaStreamWaitEvent(streams_[0], event_, cudaEventWaitExternal),
+              cudaErrorInvalidValue);
+    (void)cudaGetLastError();
+    cudaStreamBeginCapture(streams_[0], cudaStreamCaptureModeThreadLocal);
+    cudaStreamWaitEvent(streams_[0], back, cudaEventWaitExternal);
+    launch(LMO_KERNEL(add_kernel), 2, 256, 0, streams_[0], b.data(), a.data(), 300, 1);
+    cudaEventRecordWithFlags(event_, streams_[0], cudaEventRecordExternal);
+    cudaGraph_t graph;
+    ASSERT_EQ(cudaStreamEndCapture(streams_[0], &graph), cudaSuccess);
+    cudaGraphExec_t executable;
+    cudaGraphInstantiate(&executable, graph, 0);
+    EXPECT_EQ(cudaEventQuery(event_), cudaSuccess);  // recorded into the graph, not reached
+    for (int i = 0; i < 3; ++i) {
+        cudaGraphLaunch(executable, streams_[0]);
+        cudaStreamWaitEvent(streams_[1], event_, 0);
+        launch(LMO_KERNEL(add_kernel), 2, 256, 0, streams_[1], a.data(), b.data(), 300, 10);
+        cudaEventRecord(back, streams_[1]);
+    }
+    cudaDeviceSynchronize();
+    EXPECT_EQ(a.values(), std::vector<int>(300, 33));
+    cudaGraphExecDestroy(executable);
+    cudaGraphDestroy(graph);
+    cudaEventDestroy(back);
+}
+
 // As on a device, work is done while somebody asks for it again and again.
 TEST_P(InEveryStreamOrder, WhoAsksWillHear) {
     Array<int> a(300), b(300);

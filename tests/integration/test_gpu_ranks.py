@@ -73,6 +73,15 @@ class SameRunTest(GpuRanksTest):
         self.assertGreater(summary['sent_bytes'], expected)
         self.assertLess(summary['sent_bytes'], 1.5 * expected)  # the model is tiny
 
+    def test_overlap_changes_nothing(self):
+        """Small parts, several micro-batches, two layers; work of the device is put off, and its streams take turns."""
+        self.config({**self.base, 'model': {**TINY, 'n_layer': 2}, 'batch': {'micro_batch': 1}, 'checkpoint': {'every': 2}})
+        self.ranks(2, '--set', 'run.overlap=false', run='whole')
+        for streams, *changes in (('last', ), ('first', '--set', 'run.graphs=false'), ('random', '--set', 'run.bucket_mb=1')):
+            run = f'parts-{streams}'
+            self.ranks(2, '--set', 'run.bucket_mb=0.001', *changes, run=run, environment={'LMO_EMULATOR_STREAMS': streams})
+            self.assert_same_run('whole', run, 6)
+
     def test_adamw_in_fp32(self):
         self.config({**self.base, 'optimizer': {'preset': 'adamw', 'lr': 0.01}})
         self.ranks(1, run='one')

@@ -76,10 +76,11 @@ class TinyLlama {
     std::vector<double> gradients() { return read(gradients_.flat); }
 
     // The loss of this call alone; gradients accumulate.
-    double forward_backward(const Ids& ids, const Ids& goals, double scale = 1.0) {
+    double forward_backward(const Ids& ids, const Ids& goals, double scale = 1.0,
+                            int64_t lowest = 0, const StepSections& sections = {}) {
         backend->zero(loss_sum_);
         llama.forward_backward(weights, gradients_, put(tokens, ids), put(targets_, goals), scale,
-                               loss_sum_);
+                               loss_sum_, lowest, sections);
         return read(loss_sum_)[0];
     }
     double evaluate(const Ids& ids, const Ids& goals, double scale = 1.0) {
