@@ -149,8 +149,8 @@ class DeviceCollectives : public Collectives {
     std::string describe() const override { return communicator_->describe(); }
 
   private:
-    static constexpr size_t kBegun = 0, kEnded = 1;  // milestones
-    static_assert(kEnded < kFirstFreeMilestone);
+    static constexpr size_t kBegun = 0;  // a milestone
+    static_assert(kBegun < kFirstFreeMilestone);
 
     template <typename Issue>
     void run(const char* what, Issue begin) {
@@ -159,15 +159,12 @@ class DeviceCollectives : public Collectives {
         issue(what, begin);
         finish(what);
     }
-    // What is issued aside from here on waits for what the backend was told so far,
+    // What is issued aside from here on waits for what the backend was told so far.
     void follow() {
         backend_.reach(kBegun);
         backend_.aside([&] { backend_.await(kBegun); });
     }
-    // and the other way round, after a wait on the host.
     void finish(const char* what) {
-        backend_.aside([&] { backend_.reach(kEnded); });
-        backend_.await(kEnded);
         wait(what, [] {}, &Communicator::ended);
     }
     template <typename Issue>

@@ -21,7 +21,7 @@ struct Bucket {
     std::vector<size_t> milestones;
 };
 // The milestones below it are used here.
-constexpr size_t kFirstFreeMilestone = 2;
+constexpr size_t kFirstFreeMilestone = 1;
 
 class Collectives {
   public:

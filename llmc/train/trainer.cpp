@@ -267,8 +267,7 @@ void Trainer::apply_step(double rate) {
     model_.clip_heads(master, weights_.copies(), config_.optimizer.qk_clip);
 }
 
-Trainer::LocalLoss Trainer::compute_gradients(const NextBatch& next, int64_t count, int64_t lowest,
-                                              bool small) {
+double Trainer::issue_gradients(const NextBatch& next, int64_t count, int64_t lowest, bool small) {
     optimizer_.clear(gradients_);
     backend_.zero(batch_.loss);
     if (config_.model.head_maxima) backend_.zero(model_.head_maxima());
@@ -284,24 +283,27 @@ Trainer::LocalLoss Trainer::compute_gradients(const NextBatch& next, int64_t cou
         graph.launch();
         weights_.settle();  // it reads them as they come
     }
+    computed_ += count * config_.batch.micro_batch * ranks_.size();
+    return before_last;
+}
+
+Trainer::LocalLoss Trainer::local_loss(double before_last) {
     double loss = 0.0;
     backend_.copy_out(&loss, batch_.loss);
     // A rank that works alone has means of its own.
     const double part = alone_ ? 1.0 / static_cast<double>(ranks_.size()) : 1.0;
-    computed_ += count * config_.batch.micro_batch * ranks_.size();
     return {part * loss, part * (loss - before_last), decisions_, 0.0};
 }
 
 // Mean loss over all micro-batches of all ranks; leaves the gradient of it in gradients_.
 Trainer::BatchLoss Trainer::accumulate_gradients(Loader& loader, bool everywhere, int64_t lowest) {
     computed_ = 0;
-    LocalLoss loss = compute_gradients([&]() -> const HostBatch& { return loader.next(); },
-                                       micro_batches(), lowest, false);
-    if (overlap_ && !everywhere) {
-        sum_behind_backward();
-    } else {
-        sum_gradients(everywhere);
-    }
+    const double before_last = issue_gradients(
+        [&]() -> const HostBatch& { return loader.next(); }, micro_batches(), lowest, false);
+    const bool overlaps = overlap_ && !everywhere;
+    if (overlaps) sum_behind_backward();
+    LocalLoss loss = local_loss(before_last);
+    if (!overlaps) sum_gradients(everywhere);
     if (alone_) loss.gradient_norm = gradient_norm();
     return combine(loss);
 }

@@ -75,9 +75,12 @@ class Trainer {
         uint64_t fingerprint;  // of all decisions so far
         double gradient_norm;  // of a rank that works alone
     };
-    // The gradient at these weights of `count` micro-batches, which `next` gives one by one.
+    // Issues the gradient at these weights of `count` micro-batches, which `next` gives one by one;
+    // returns what its loss will be without the last one, where that is asked for. The loss itself
+    // waits for all of it.
     using NextBatch = std::function<const HostBatch&()>;
-    LocalLoss compute_gradients(const NextBatch& next, int64_t count, int64_t lowest, bool small);
+    double issue_gradients(const NextBatch& next, int64_t count, int64_t lowest, bool small);
+    LocalLoss local_loss(double before_last);
 
     // What several ranks do (trainer_ranks.cpp).
     std::unique_ptr<Loader> make_loader(uint64_t seed, int64_t position);

@@ -44,8 +44,8 @@ Trainer::BatchLoss Trainer::estimate_gradients(int64_t lowest) {
     for (size_t i = 0; i < requests.size(); ++i) {
         go([&] { estimator.move(master, requests[i].back); });
         size_t at = static_cast<size_t>(requests[i].batch) * count;
-        loss = compute_gradients([&]() -> const HostBatch& { return data[at++]; },
-                                 static_cast<int64_t>(count), lowest, small);
+        loss = local_loss(issue_gradients([&]() -> const HostBatch& { return data[at++]; },
+                                          static_cast<int64_t>(count), lowest, small));
         estimator.add(gradients_, requests, i, applied());
     }
     go([&] { estimator.come_back(master); });

@@ -75,7 +75,8 @@ class SameRunTest(GpuRanksTest):
 
     def test_overlap_changes_nothing(self):
         """Small parts, several micro-batches, two layers; work of the device is put off, and its streams take turns."""
-        self.config({**self.base, 'model': {**TINY, 'n_layer': 2}, 'batch': {'micro_batch': 1}, 'checkpoint': {'every': 2}})
+        self.config({**self.base, 'model': {**TINY, 'n_layer': 2}, 'batch': {'micro_batch': 1}, 'precision': {'compute': 'bf16'},
+                     'checkpoint': {'every': 2}})
         self.ranks(2, '--set', 'run.overlap=false', run='whole')
         for streams, *changes in (('last', ), ('first', '--set', 'run.graphs=false'), ('random', '--set', 'run.bucket_mb=1')):
             run = f'parts-{streams}'
