@@ -135,11 +135,7 @@ void CudaBackend::release(void* memory) {
 }
 
 void CudaBackend::copy_in(const Tensor& to, const void* host) {
-    if (to.count() == 0) return;
-    check(cudaMemcpyAsync(to.data, host, to.bytes(), cudaMemcpyHostToDevice, stream_),
-          "copying to the GPU");
-    // The host's bytes have been read when this returns, whatever kind of memory they are in.
-    synchronize();
+    staging_.copy(to.data, host, to.bytes(), stream_);
 }
 
 void CudaBackend::copy_out(void* host, const Tensor& from) {

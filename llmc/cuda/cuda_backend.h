@@ -15,6 +15,7 @@
 
 #include "llmc/cuda/blas.h"
 #include "llmc/cuda/cudnn_attention.h"
+#include "llmc/cuda/staging.h"
 #include "llmc/cuda/symmetric_choice.h"
 #include "llmc/device/backend.h"
 
@@ -128,6 +129,7 @@ class CudaBackend : public Backend {
     bool recording_ = false;         // a graph
     cudaDeviceProp device_{};
     std::vector<cudaEvent_t> moments_, milestones_;
+    Staging staging_;
     std::unique_ptr<Blas> blas_;
     std::optional<SymmetricKernel> forced_;
     mutable std::unique_ptr<CudnnAttention> cudnn_;  // opened when it is first asked for

@@ -1,4 +1,6 @@
 // The two orders of work of a backend, and the milestones that join them.
+#include <numeric>
+
 #include "tests/unit/backend_test.h"
 
 namespace lmo {
@@ -95,6 +97,28 @@ TEST_P(OrdersTest, ErrorsAside) {
     put(5.0f);
     go();
     EXPECT_EQ(result(), std::vector<float>(kCount, 5.0f));
+}
+
+// copy_in has read the host's bytes when it returns, however many copies are under way.
+TEST_P(OrdersTest, CopiesInDoNotNeedTheHostAnyMore) {
+    constexpr int64_t kLong = 700000;  // several pieces of the memory between, the last one short
+    std::vector<Tensor> tensors;
+    std::vector<float> host(kLong);
+    for (int i = 0; i < 9; ++i) {
+        const int64_t count = i % 2 ? kLong : 100 + i;
+        tensors.push_back(
+            {backend_->allocate(static_cast<size_t>(count) * 4), DType::f32, {count}});
+        std::iota(host.begin(), host.end(), static_cast<float>(1000 * i));
+        backend_->copy_in(tensors.back(), host.data());
+    }
+    std::vector<float> expected(kLong);
+    for (size_t i = 0; i < tensors.size(); ++i) {
+        const size_t count = static_cast<size_t>(tensors[i].count());
+        backend_->copy_out(host.data(), tensors[i]);
+        std::iota(expected.begin(), expected.end(), static_cast<float>(1000 * i));
+        EXPECT_TRUE(std::equal(expected.begin(), expected.begin() + count, host.begin())) << i;
+        backend_->release(tensors[i].data);
+    }
 }
 
 INSTANTIATE_TEST_SUITE_P(Backends, OrdersTest, ::testing::ValuesIn(test_backends()));
