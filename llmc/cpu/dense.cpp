@@ -52,6 +52,8 @@ size_t CpuBackend::workspace_bytes(const Gemm& op) const {
 void CpuBackend::gemm(const Gemm& op) {
     assert(op.a.dtype == op.b.dtype);
     assert(op.c.dtype == op.a.dtype || (op.a.dtype == DType::bf16 && op.c.dtype == DType::f32));
+    const bool added = op.beta != 0 && !op.addend.empty() && op.addend.data != op.c.data;
+    if (added) copy(op.c, op.addend);
     if (op.a.dtype == DType::f64) return gemm_in<double>(op);
     const bool empty = op.a.count() == 0 || op.b.count() == 0;
     const bool fast = op.a.dtype == DType::bf16 && !empty && bf16_matmul_.fast();

@@ -114,7 +114,7 @@ Gemm as_gemm(const SymmetricProduct& op) {
     return {op.a, op.a, op.c, false, true, op.alpha, op.beta, op.workspace};
 }
 
-// D = C of the operation, and so is C.
+// D is the operation's C, and C its addend.
 Product product_of(const Gemm& op) {
     const Extents e = extents(op);
     Product product;
@@ -126,7 +126,10 @@ Product product_of(const Gemm& op) {
     product.batch = e.batch;
     product.a = op.a.data;
     product.b = op.b.data;
-    product.c = product.d = op.c.data;
+    assert(op.addend.empty() ||
+           (op.addend.dtype == op.c.dtype && op.addend.shape == op.c.shape));
+    product.c = op.addend.empty() ? op.c.data : op.addend.data;
+    product.d = op.c.data;
     product.lda = op.transpose_a ? e.m : e.k;
     product.ldb = op.transpose_b ? e.k : e.n;
     product.ldc = product.ldd = e.n;
@@ -160,8 +163,9 @@ void CudaBackend::gemm(const Gemm& op) {
         blas_->run(product, op.workspace.data, stream_);
     } else if (op.beta == 0) {
         zero(op.c);
-    } else if (op.beta != 1) {
-        scale(op.c, op.beta, stream_);
+    } else {
+        if (!op.addend.empty()) copy(op.c, op.addend);
+        if (op.beta != 1) scale(op.c, op.beta, stream_);
     }
 }
 

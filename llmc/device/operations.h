@@ -8,13 +8,15 @@ namespace lmo {
 
 // ---- dense
 
-// C = alpha * op(A) op(B) + beta * C, with op(X) = X or its transpose. A, B: compute; C: compute or
-// master. Rank 3 tensors are a batch of independent products.
+// C = alpha * op(A) op(B) + beta * S, with op(X) = X or its transpose. A, B: compute; C: compute or
+// master. S is `addend`, of C's shape and type, or C itself where that is empty; it may be C but
+// not overlap it otherwise. Rank 3 tensors are a batch of independent products.
 struct Gemm {
     Tensor a, b, c;
     bool transpose_a = false, transpose_b = false;
     double alpha = 1.0, beta = 0.0;
     Tensor workspace;
+    Tensor addend = {};
 };
 
 // C = alpha * A A^T + beta * S, all of it stored, exactly symmetric; A [.., m, k], S and C [.., m,
@@ -76,9 +78,9 @@ struct EmbeddingBackward {
 // x, sum [N, C] residual type; branch, out [N, C] compute; gain [C] compute; rstd [N] master.
 // `sum` may be `x`.
 struct RmsNormForward {
-    Tensor x, branch, gain;
-    Tensor sum, out, rstd;
-    double eps;
+    Tensor x, branch = {}, gain = {};
+    Tensor sum = {}, out = {}, rstd = {};
+    double eps = 0.0;
 };
 
 // Gradient of out with respect to its input, added to the residual gradient: dx += ..., with x the

@@ -5,9 +5,9 @@
 //   loss = cross-entropy(head(norm(x)), targets)
 //
 // Y [N, out] = X [N, in] W^T with W [out, in];  dX = dY W;  dW += dY^T X.  N = B*T rows.
-// A branch enters the residual stream inside the next norm (RmsNormForward.branch), so the stream
-// is read and written once for each norm; the gradient of a branch is that of the stream at that
-// place.
+// A branch enters the residual stream inside the product that makes it or inside of the next norm
+// (add_branch), so the stream is read and written once for each norm; the gradient of a branch is
+// that of the stream at that place.
 #include <cassert>
 
 #include "llmc/model/llama_parts.h"
@@ -91,39 +91,56 @@ void Llama::forward(const ParameterBuffer& weights, const Tensor& tokens, const 
     const auto reads = [&](int64_t section) {
         if (sections.reads) sections.reads(section);
     };
-    const Tensor branch = first_rows(branch_, extent.rows());
-    Tensor x = layer_activations(0, extent).attention_in;
+    const auto stream_before = [&](int64_t layer) {
+        return layer < config_.n_layer ? layer_activations(layer, extent).attention_in
+                                       : first_rows(final_in_, extent.rows());
+    };
     reads(0);
-    backend_.embedding_forward({tokens.reshaped({extent.rows()}), weights[0], x});
+    backend_.embedding_forward({tokens.reshaped({extent.rows()}), weights[0], stream_before(0)});
+    RmsNormForward next{.x = stream_before(0)};  // no branch yet: the norm reads x where it is
     for (int64_t layer = 0; layer < config_.n_layer; ++layer) {
         reads(layer + 1);
         const LayerParameters w = layer_parameters(weights, layer);
         const LayerActivations a = layer_activations(layer, extent);
-        const bool start = layer == 0;  // no branch yet: the norm reads x where it is
-        backend_.rmsnorm_forward({x, start ? Tensor{} : branch, w.input_norm,
-                                  start ? Tensor{} : a.attention_in, a.attention_normed,
-                                  a.attention_rstd, config_.norm_eps});
+        norm(next, w.input_norm, a.attention_normed, a.attention_rstd);
         attend_and_gate(w, a, layer, extent, keep_maxima);
         backend_.swiglu_forward({a.gate_up, a.swiglu});
-        multiply(product(a.swiglu, w.down, branch));
-        x = a.mlp_in;
+        next = add_branch(a.swiglu, w.down, a.mlp_in, stream_before(layer + 1));
     }
     reads(config_.n_layer + 1);
-    backend_.rmsnorm_forward({x, branch, final_norm(weights), first_rows(final_in_, extent.rows()),
-                              first_rows(final_normed_, extent.rows()),
-                              first_rows(final_rstd_, extent.rows()), config_.norm_eps});
+    norm(next, final_norm(weights), first_rows(final_normed_, extent.rows()),
+         first_rows(final_rstd_, extent.rows()));
+}
+
+RmsNormForward Llama::add_branch(const Tensor& in, const Tensor& w, const Tensor& x,
+                                 const Tensor& sum) {
+    Gemm gemm = product(in, w, adds_in_products_ ? sum : first_rows(branch_, in.shape[0]));
+    if (adds_in_products_) {
+        gemm.beta = 1.0;
+        gemm.addend = x;
+    }
+    multiply(gemm);
+    if (adds_in_products_) return {.x = sum};
+    return {.x = x, .branch = gemm.c, .sum = sum};
+}
+
+void Llama::norm(RmsNormForward operation, const Tensor& gain, const Tensor& out,
+                 const Tensor& rstd) {
+    operation.gain = gain;
+    operation.out = out;
+    operation.rstd = rstd;
+    operation.eps = config_.norm_eps;
+    backend_.rmsnorm_forward(operation);
 }
 
 // A layer from the output of its first norm to the input of SwiGLU. branch_ is overwritten.
 void Llama::attend_and_gate(const LayerParameters& w, const LayerActivations& a, int64_t layer,
                             const Extent& extent, bool keep_maxima) {
-    const Tensor branch = first_rows(branch_, extent.rows());
     multiply(product(a.attention_normed, w.qkv, a.qkv));
     backend_.rope(rotation(a.qkv, extent, false));
     attend(layer, a, extent, keep_maxima);
-    multiply(product(a.attention_out, w.o, branch));
-    backend_.rmsnorm_forward({a.attention_in, branch, w.post_norm, a.mlp_in, a.mlp_normed,
-                              a.mlp_rstd, config_.norm_eps});
+    norm(add_branch(a.attention_out, w.o, a.attention_in, a.mlp_in), w.post_norm, a.mlp_normed,
+         a.mlp_rstd);
     multiply(product(a.mlp_normed, w.gate_up, a.gate_up));
 }
 
@@ -194,20 +211,16 @@ void Llama::backward(const ParameterBuffer& weights, const ParameterBuffer& grad
 // numbers. branch_ is free between two layers.
 void Llama::recompute(const LayerParameters& w, const LayerActivations& a, int64_t layer,
                       const Extent& extent) {
-    const auto norm = [&](const Tensor& in, const Tensor& gain, const Tensor& out,
-                          const Tensor& rstd) {
-        backend_.rmsnorm_forward({in, {}, gain, {}, out, rstd, config_.norm_eps});
-    };
     if (layer == config_.n_layer - 1) return;  // its own are still there
     switch (config_.recompute) {
         case Recompute::none:
             return;
         case Recompute::norm_swiglu:
-            norm(a.attention_in, w.input_norm, a.attention_normed, a.attention_rstd);
-            norm(a.mlp_in, w.post_norm, a.mlp_normed, a.mlp_rstd);
+            norm({.x = a.attention_in}, w.input_norm, a.attention_normed, a.attention_rstd);
+            norm({.x = a.mlp_in}, w.post_norm, a.mlp_normed, a.mlp_rstd);
             break;
         case Recompute::block:
-            norm(a.attention_in, w.input_norm, a.attention_normed, a.attention_rstd);
+            norm({.x = a.attention_in}, w.input_norm, a.attention_normed, a.attention_rstd);
             attend_and_gate(w, a, layer, extent, false);
     }
     backend_.swiglu_forward({a.gate_up, a.swiglu});

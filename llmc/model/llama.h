@@ -146,6 +146,12 @@ class Llama {
     void attend_and_gate(const LayerParameters& w, const LayerActivations& a, int64_t layer,
                          const Extent& extent, bool keep_maxima);
     void attend(int64_t layer, const LayerActivations& a, const Extent& extent, bool keep_maxima);
+    // The branch in W^T enters the stream x, which goes on at `sum`: what the next norm reads, yet
+    // without gain and results. By the product where the types are equal on a separate device, else
+    // by that norm, from branch_.
+    RmsNormForward add_branch(const Tensor& in, const Tensor& w, const Tensor& x,
+                              const Tensor& sum);
+    void norm(RmsNormForward operation, const Tensor& gain, const Tensor& out, const Tensor& rstd);
     Tensor logits_of(const ParameterBuffer& weights, int64_t row);
     // The head and the loss, chunk by chunk; with gradients also those of the head and, into
     // branch_, of its input.
@@ -172,6 +178,7 @@ class Llama {
     LlamaConfig config_;
     ModelPrecision precision_;
     int64_t batch_, chunk_rows_;
+    bool adds_in_products_;  // branches to the residual stream
 
     // The same memory for all layers where no backward pass reads it, or after it was recomputed.
     std::vector<LayerActivations> layers_;

@@ -13,7 +13,12 @@ using namespace llama_parts;
 Llama::Llama(Backend& backend, Arena& arena, const LlamaConfig& config,
              [[maybe_unused]] const ParameterList& parameters, const ModelPrecision& precision,
              int64_t batch, bool training, int64_t max_logits)
-    : backend_(backend), arena_(arena), config_(config), precision_(precision), batch_(batch) {
+    : backend_(backend),
+      arena_(arena),
+      config_(config),
+      precision_(precision),
+      batch_(batch),
+      adds_in_products_(backend.is_separate() && precision.residual == precision.compute) {
     assert(parameters.buffer_length() == llama_parameters(config).buffer_length());
     assert(config.n_layer > 0 && batch > 0);
     assert((precision.compute == DType::f64) == (precision.master == DType::f64));

@@ -120,6 +120,37 @@ TEST_P(GemmTest, SumsOfNothing) {
     }
 }
 
+// C may be made from another matrix than itself, which stays as it is.
+TEST_P(GemmTest, AddsAnotherMatrix) {
+    for (const auto& [compute, c_type] : types()) {
+        for (const int64_t k : {40, 0}) {
+            for (const double beta : {1.0, -0.5, 0.0}) {
+                const Case p{1, 37, 24, k, false, true, 0.75, beta};
+                const Values a = round_to(compute, random_values(p.m * k, 1));
+                const Values b = round_to(compute, random_values(p.n * k, 2));
+                const Values added = round_to(c_type, random_values(p.m * p.n, 3));
+                Gemm op{.a = put(compute, {p.m, k}, a),
+                        .b = put(compute, {p.n, k}, b),
+                        .c = put(c_type, {p.m, p.n}, Values(added.size(), NAN)),
+                        .transpose_b = true,
+                        .alpha = p.alpha,
+                        .beta = beta,
+                        .workspace = {},
+                        .addend = put(c_type, {p.m, p.n}, added)};
+                give_workspace(op);
+                backend_->gemm(op);
+                expect_accurate(c_type, get(op.c), reference<double>(p, a, b, added),
+                                reference<float>(p, a, b, added));
+                EXPECT_EQ(get(op.addend), added);
+                op.addend = op.c = put(c_type, {p.m, p.n}, added);
+                backend_->gemm(op);
+                expect_accurate(c_type, get(op.c), reference<double>(p, a, b, added),
+                                reference<float>(p, a, b, added));
+            }
+        }
+    }
+}
+
 // Views of one buffer, as of parameters side by side, start at any element.
 TEST_P(GemmTest, OperandsAtAnyAddress) {
     for (const auto& [compute, c_type] : types()) {
