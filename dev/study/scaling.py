@@ -28,7 +28,7 @@ PRESETS = ('muon', 'adamw', 'ef21-muon')
 def plan(program, model, preset, ranks):
     config, changes, length = MODELS[model]
     settings = {f'model.{key}': value for key, value in changes.items()}
-    settings.update({'model.seq_len': length, 'batch.sequences': 1024, 'batch.micro_batch': 1,
+    settings.update({'model.seq_len': length, 'batch.sequences': 1024, 'batch.micro_batch': min(1024 // ranks, 32),
                      'optimizer.preset': preset, 'optimizer.lr': 0.001})
     command = [program, 'plan', '--config', str(ROOT / 'configs' / 'model' / f'{config}.json'), '--device', 'cuda',
                '--ranks', str(ranks), '--peak', str(PEAK), '--mfu', str(MFU), '--link', str(LINKS[ranks][0]), '--json']

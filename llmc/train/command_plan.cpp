@@ -11,6 +11,7 @@
 #include "llmc/train/commands.h"
 #include "llmc/train/device.h"
 #include "llmc/train/measure.h"
+#include "llmc/train/overlap.h"
 #include "llmc/train/plan_print.h"
 #include "llmc/train/resume.h"
 #include "llmc/train/scaling.h"
@@ -237,6 +238,17 @@ ordered_json scaling_of(const PlanOptions& options, const Config& config, const 
     cost.down = traffic.down;
     cost.busiest_up = traffic.busiest_up;
     cost.busiest_down = traffic.busiest_down;
+    cost.micro_batches = static_cast<double>(config.batch.sequences / options.ranks) /
+                         static_cast<double>(config.batch.micro_batch);
+    const Overlap overlap(parameters, config.model.n_layer, ownership.sharding.pieces,
+                          bucket_elements(config, device.precision.master));
+    const auto share_of = [&](const Bucket& bucket) {
+        double elements = 0.0;
+        for (const Piece& piece : bucket.pieces) elements += static_cast<double>(piece.count);
+        return elements / static_cast<double>(parameters.count());
+    };
+    cost.last_up = cost.up * share_of(overlap.gradients.back());
+    cost.first_down = cost.down * share_of(overlap.weights.front());
     if (!optimizer_is_whole(config, static_cast<int>(options.ranks))) {
         cost.busiest_share = 0.0;
         for (const Sharding::Share& share : ownership.sharding.shares) {

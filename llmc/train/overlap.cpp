@@ -65,4 +65,8 @@ StepSections Overlap::sections(Backend& backend) const {
             [&backend](int64_t s) { backend.reach(completed(s)); }};
 }
 
+int64_t bucket_elements(const Config& config, DType master) {
+    return static_cast<int64_t>(1e6 * config.run.bucket_mb / static_cast<double>(size_of(master)));
+}
+
 }  // namespace lmo

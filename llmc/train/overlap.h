@@ -10,6 +10,7 @@
 #include "llmc/device/backend.h"
 #include "llmc/dist/collectives.h"
 #include "llmc/model/llama.h"
+#include "llmc/train/config.h"
 
 namespace lmo {
 
@@ -28,5 +29,8 @@ struct Overlap {
   private:
     int64_t count_;  // of sections
 };
+
+// run.bucket_mb in elements of gradients and master weights.
+int64_t bucket_elements(const Config& config, DType master);
 
 }  // namespace lmo

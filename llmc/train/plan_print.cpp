@@ -119,7 +119,7 @@ void print_scaling(const ordered_json& scaling) {
     };
     print_line("scaling    " + ms("gradients_s") + " gradients, " + ms("up_s") + " up, " +
                ms("directions_s") + " directions, " + ms("down_s") + " down: " + ms("seconds") +
-               ", efficiency " + percent("efficiency") + "; evenly overlapped: " +
+               ", efficiency " + percent("efficiency") + "; overlapped, as on GPUs: " +
                ms("overlapped_seconds") + ", " + percent("overlapped_efficiency") + " (estimate)");
 }
 

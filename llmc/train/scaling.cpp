@@ -11,8 +11,12 @@ nlohmann::ordered_json predict_scaling(const UpdateCost& cost, double link, int6
                  down = std::max(cost.down, cost.busiest_down) / link;
     const double alone = cost.gradients + cost.directions;
     const double seconds = gradients + up + directions + down;
-    const double exposed = std::max(0.0, cost.up / link - gradients * 2.0 / 3.0) +
-                           std::max(0.0, cost.down / link - gradients / 3.0);
+    const double pass = gradients / cost.micro_batches;
+    const auto shown = [&](double bytes, double bare, double hides) {
+        return bare / link + std::max(0.0, (bytes - bare) / link - hides);
+    };
+    const double exposed = shown(cost.up, cost.last_up, pass * 2.0 / 3.0) +
+                           shown(cost.down, cost.first_down, pass / 3.0);
     const double overlapped = gradients + directions + exposed;
     return {{"link_bytes_per_s", link},
             {"gradients_s", gradients},

@@ -90,9 +90,8 @@ void Trainer::sum_over_ranks(const Tensor& flat, bool everywhere) {
 std::optional<Overlap> Trainer::make_overlap() const {
     if (!config_.run.overlap || !collectives_.overlaps()) return {};
     if (drifting_ || alone_ || stages_.feedback) return {};
-    const double bytes = 1e6 * config_.run.bucket_mb;
     return Overlap(parameters_, config_.model.n_layer, sharding_.pieces,
-                   static_cast<int64_t>(bytes / static_cast<double>(size_of(precision_.master))));
+                   bucket_elements(config_, precision_.master));
 }
 
 // The last operations issued are those of a backward pass.
