@@ -18,6 +18,8 @@ size_t size_of(DType type) {
             return 2;
         case DType::u16:
             return 2;
+        case DType::i16:
+            return 2;
     }
     return 0;
 }
@@ -36,6 +38,8 @@ std::string to_string(DType type) {
             return "int32";
         case DType::u16:
             return "uint16";
+        case DType::i16:
+            return "int16";
     }
     return "unknown";
 }

@@ -8,7 +8,7 @@
 
 namespace lmo {
 
-enum class DType : uint8_t { f64, f32, f16, bf16, i32, u16 };
+enum class DType : uint8_t { f64, f32, f16, bf16, i32, u16, i16 };
 
 size_t size_of(DType type);
 std::string to_string(DType type);

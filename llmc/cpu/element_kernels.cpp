@@ -234,6 +234,25 @@ void apply(const ApplyRange& r, int64_t begin, int64_t end) {
     });
 }
 
+void join(const uint16_t* high, const int16_t* low, float* to, int64_t count) {
+#pragma omp simd
+    for (int64_t i = 0; i < count; ++i) {
+        const uint32_t lower = static_cast<uint32_t>(static_cast<int32_t>(low[i]));
+        to[i] = __builtin_bit_cast(float, (static_cast<uint32_t>(high[i]) << 16) + lower);
+    }
+}
+
+void split(const float* from, uint16_t* high, int16_t* low, int64_t count) {
+    constexpr uint32_t most = 0x7fff7fffu;  // NaN, beyond which high would overflow
+#pragma omp simd
+    for (int64_t i = 0; i < count; ++i) {
+        const uint32_t given = __builtin_bit_cast(uint32_t, from[i]), size = given & 0x7fffffffu;
+        const uint32_t bits = (given & 0x80000000u) | (size > most ? most : size);
+        high[i] = static_cast<uint16_t>((bits + 0x8000u) >> 16);
+        low[i] = static_cast<int16_t>(bits & 0xffffu);
+    }
+}
+
 template <typename T>
 double dot_of(const T* x, const T* y, int64_t count) {
     double total = 0;
@@ -283,6 +302,8 @@ void add_element_kernels(Kernels& table) {
     table.momentum = momentum;
     table.adam = adam;
     table.apply = apply;
+    table.join = join;
+    table.split = split;
     table.dot = dot;
     table.rotate = rotate;
 }

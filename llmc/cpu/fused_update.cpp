@@ -1,42 +1,14 @@
 // Updates in one pass over memory: the loops of the operations one after another over pieces that
 // stay in the first cache, with the directions in a buffer. As the loops are the same, so are the
 // bits.
-#include <algorithm>
 #include <cmath>
 
 #include "llmc/cpu/cpu_backend.h"
-#include "llmc/cpu/update_scalars.h"
+#include "llmc/cpu/pieces.h"
 
 namespace lmo::cpu {
 
 namespace {
-
-// Elements of a piece: those of five lists of floats are 20 KB.
-constexpr int64_t kPiece = 1024;
-static_assert(kPiece % square_lanes == 0 && element_block % kPiece == 0);
-
-// A piece of any master type.
-struct alignas(64) Buffer {
-    double memory[kPiece];
-};
-
-void* at(const Tensor& tensor, int64_t element) {
-    return tensor.as<char>() + element * static_cast<int64_t>(size_of(tensor.dtype));
-}
-
-// `count` elements of tensor number `index` from `begin` on.
-struct Piece {
-    size_t index;
-    int64_t begin, count;
-};
-
-// Calls body(piece) for the pieces of [begin, end).
-template <typename F>
-void for_pieces(size_t index, int64_t begin, int64_t end, F body) {
-    for (int64_t i = begin; i < end; i += kPiece) {
-        body(Piece{index, i, std::min(kPiece, end - i)});
-    }
-}
 
 // The momentum of a piece: directions to x, the new state in place or to `new_m`.
 void run(const Kernels& kernels, const Momentum& op, MomentumRange r, const Piece& piece, void* x,
@@ -59,13 +31,6 @@ void run(const Kernels& kernels, const Adam& op, AdamRange r, const Piece& piece
     r.m = at(op.first[piece.index], piece.begin);
     r.v = at(op.second[piece.index], piece.begin);
     kernels.adam(r, 0, piece.count);
-}
-
-void run(const Kernels& kernels, const Apply& op, ApplyRange r, const Piece& piece, const void* x) {
-    r.w = at(op.weights[piece.index], piece.begin);
-    r.x = x;
-    r.copy = op.copies.empty() ? nullptr : at(op.copies[piece.index], piece.begin);
-    kernels.apply(r, 0, piece.count);
 }
 
 // sums[i] = the sum of squares of the directions of tensor i, in the order of SumOfSquares, with
@@ -105,7 +70,7 @@ void update(const Kernels& kernels, int threads, const Op& momentum, const Fused
                 kernels.sign(step.type, x.memory, 0, piece.count);
             }
             if (squares) kernels.divide(step.type, x.memory, x.memory, divisor, 0, piece.count);
-            run(kernels, op.apply, step, piece, x.memory);
+            apply_piece(kernels, op.apply, step, piece, x.memory);
         });
     });
 }
@@ -124,6 +89,7 @@ void CpuBackend::fused_update(const FusedUpdate& op) {
     assert(op.apply.decay.size() == gradients.size());
     assert(op.apply.copies.empty() || op.apply.copies.size() == gradients.size());
     assert(op.apply.size.empty() && op.apply.starts.empty());
+    assert(!op.apply.is_split() || op.apply.remainders.size() == gradients.size());
     const bool normalised = op.direction.type == FusedDirection::Type::frobenius;
     if (const Adam* adam = std::get_if<Adam>(&op.momentum)) {
         assert(!normalised);

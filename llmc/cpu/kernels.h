@@ -132,6 +132,9 @@ struct Kernels {
     void (*momentum)(const MomentumRange&, int64_t begin, int64_t end);
     void (*adam)(const AdamRange&, int64_t begin, int64_t end);
     void (*apply)(const ApplyRange&, int64_t begin, int64_t end);
+    // Split weights (core/split_float.h) and fp32 ones.
+    void (*join)(const uint16_t* high, const int16_t* low, float* to, int64_t count);
+    void (*split)(const float* from, uint16_t* high, int16_t* low, int64_t count);
     double (*dot)(DType type, const void* x, const void* y, int64_t count);
     // (x, y) = (cosine x - sine y, sine x + cosine y)
     void (*rotate)(DType type, void* x, void* y, double cosine, double sine, int64_t count);

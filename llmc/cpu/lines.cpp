@@ -3,6 +3,7 @@
 #include <cmath>
 
 #include "llmc/cpu/cpu_backend.h"
+#include "llmc/cpu/pieces.h"
 
 namespace lmo::cpu {
 
@@ -136,13 +137,30 @@ void CpuBackend::qk_clip(const QkClip& op) {
     const int64_t size = op.q.shape[0] / op.heads, group = op.heads / op.kv_heads;
     assert(op.k.shape[0] == size * op.kv_heads && op.q.shape[1] == op.k.shape[1]);
     const int64_t count = size * op.q.shape[1];  // of a head
-    with_master_type(op.q.dtype, [&](auto tag) {
+    const auto shrink_split = [&](const Tensor& high, const Tensor& low, int64_t h, double by) {
+        assert(high.dtype == DType::bf16 && low.dtype == DType::i16);
+        Buffer buffer;
+        float* const joined = reinterpret_cast<float*>(buffer.memory);
+        for_pieces(0, h * count, (h + 1) * count, [&](const Piece& piece) {
+            uint16_t* const upper = high.as<uint16_t>() + piece.begin;
+            int16_t* const lower = low.as<int16_t>() + piece.begin;
+            kernels_.join(upper, lower, joined, piece.count);
+            scale(joined, piece.count, by);
+            kernels_.split(joined, upper, lower, piece.count);
+        });
+    };
+    with_master_type(op.maxima.dtype, [&](auto tag) {
         using T = decltype(tag);
         const T* maxima = op.maxima.as<T>();
         const auto gain = [&](int64_t h) {
             return maxima[h] > op.limit ? op.limit / maxima[h] : 1.0;
         };
-        const auto shrink = [&](const Tensor& weights, const Tensor& copy, int64_t h, double by) {
+        const auto shrink = [&](const Tensor& weights, const Tensor& copy, const Tensor& low,
+                                int64_t h, double by) {
+            if (!low.empty()) {
+                if (by != 1.0) shrink_split(weights, low, h, by);
+                return;
+            }
             T* w = weights.as<T>() + h * count;
             if (by != 1.0) scale(w, count, by);
             if (copy.empty()) return;
@@ -153,9 +171,9 @@ void CpuBackend::qk_clip(const QkClip& op) {
             double least = 1.0;
             for (int64_t h = k * group; h < (k + 1) * group; ++h) least = std::min(least, gain(h));
             const double key = std::sqrt(least);
-            shrink(op.k, op.k_copy, k, key);
+            shrink(op.k, op.k_copy, op.k_remainder, k, key);
             for (int64_t h = k * group; h < (k + 1) * group; ++h) {
-                shrink(op.q, op.q_copy, h, gain(h) / key);
+                shrink(op.q, op.q_copy, op.q_remainder, h, gain(h) / key);
             }
         }
     });

@@ -2,7 +2,7 @@
 #include <cmath>
 
 #include "llmc/cpu/cpu_backend.h"
-#include "llmc/cpu/update_scalars.h"
+#include "llmc/cpu/pieces.h"
 
 namespace lmo::cpu {
 
@@ -43,7 +43,7 @@ ApplyRange scalars_of(const Apply& op, size_t index) {
     const double lr = op.lr_scale * *op.rate.as<double>();
     const double size = op.size.empty() ? 1.0 : op.size.as<double>()[index];
     ApplyRange range{};
-    range.type = op.weights[index].dtype;
+    range.type = op.is_split() ? DType::f32 : op.weights[index].dtype;
     range.copy_type = op.copies.empty() ? range.type : op.copies[index].dtype;
     range.decay = lr * op.decay[index];
     range.step = lr * op.radius[index] * size;
@@ -104,20 +104,59 @@ void CpuBackend::frobenius_normalize(const FrobeniusNormalize& op) {
     });
 }
 
+// Split weights are joined for the step of fp32 ones, so that the bits are theirs.
+void apply_piece(const Kernels& kernels, const Apply& op, ApplyRange r, const Piece& piece,
+                 const void* x) {
+    Buffer joined;
+    uint16_t* high = nullptr;
+    int16_t* low = nullptr;
+    r.x = x;
+    r.w = at(op.weights[piece.index], piece.begin);
+    r.copy = op.copies.empty() ? nullptr : at(op.copies[piece.index], piece.begin);
+    r.start = op.starts.empty() ? nullptr : at(op.starts[piece.index], piece.begin);
+    float* const weights = reinterpret_cast<float*>(joined.memory);
+    if (op.is_split()) {
+        assert(op.weights[piece.index].dtype == DType::bf16 && op.copies.empty());
+        assert(op.remainders[piece.index].dtype == DType::i16);
+        high = static_cast<uint16_t*>(r.w);
+        low = op.remainders[piece.index].as<int16_t>() + piece.begin;
+        kernels.join(high, low, weights, piece.count);
+        r.w = weights;
+    }
+    kernels.apply(r, 0, piece.count);
+    if (high) kernels.split(weights, high, low, piece.count);
+}
+
 void CpuBackend::apply(const Apply& op) {
     assert(op.x.size() == op.weights.size() && op.radius.size() == op.weights.size());
     assert(op.decay.size() == op.weights.size());
     assert(op.copies.empty() || op.copies.size() == op.weights.size());
     assert(op.size.empty() || op.size.count() == int64_t(op.weights.size()));
     assert(op.starts.empty() || op.starts.size() == op.weights.size());
+    assert(!op.is_split() || op.remainders.size() == op.weights.size());
     parallel_lists(threads_, op.weights, [&](size_t i, int64_t begin, int64_t end, int64_t) {
         assert(op.copies.empty() || op.copies[i].count() == op.weights[i].count());
         ApplyRange r = scalars_of(op, i);
+        if (op.is_split()) {
+            return for_pieces(i, begin, end, [&](const Piece& piece) {
+                apply_piece(kernels_, op, r, piece, at(op.x[i], piece.begin));
+            });
+        }
         r.w = op.weights[i].data;
         r.x = op.x[i].data;
         r.copy = op.copies.empty() ? nullptr : op.copies[i].data;
         r.start = op.starts.empty() ? nullptr : op.starts[i].data;
         kernels_.apply(r, begin, end);
+    });
+}
+
+void CpuBackend::join_weights(const JoinWeights& op) {
+    assert(op.low.size() == op.high.size() && op.out.size() == op.high.size());
+    parallel_lists(threads_, op.out, [&](size_t i, int64_t begin, int64_t end, int64_t) {
+        assert(op.high[i].dtype == DType::bf16 && op.low[i].dtype == DType::i16);
+        assert(op.out[i].dtype == DType::f32);
+        kernels_.join(op.high[i].as<uint16_t>() + begin, op.low[i].as<int16_t>() + begin,
+                      op.out[i].as<float>() + begin, end - begin);
     });
 }
 

@@ -105,6 +105,7 @@ class CudaBackend : public Backend {
     void head_maxima(const HeadMaxima& op) override;
     void qk_clip(const QkClip& op) override;
     void apply(const Apply& op) override;
+    void join_weights(const JoinWeights& op) override;
     size_t workspace_bytes(const FusedUpdate& op) const override;
     void fused_update(const FusedUpdate& op) override;
     void spectral_update(const SpectralUpdate& op) override;

@@ -1,6 +1,6 @@
 // A whole update of elementwise directions in one launch for a list of tensors: momentum, direction
 // and new weights (update_elements.cuh), each element of each list read and written once. Bytes an
-// element, fp32 tensors with a bf16 copy of the weights (2 less without):
+// element, fp32 tensors with a bf16 copy of the weights (2 less without one, and with split weights):
 //
 //   stateless   g read, w read and written                  14
 //   momentum    and m read and written                      22  Lion, Signum, Scion's sign and RMS
@@ -55,7 +55,7 @@ struct Move {
 };
 
 // ---- the three momenta --------------------------------------------------------------------------
-// Copy: none, or the type of the copies.
+// Weights: a form of weight_lists.cuh.
 
 template <typename Momentum>
 struct FusedCoefficients {
@@ -63,10 +63,10 @@ struct FusedCoefficients {
     MoveCoefficients move;
 };
 
-template <typename... Copy>
+template <typename Weights>
 struct FusedStateless {
     using Momentum = StatelessUpdate;
-    using Lists = TensorLists<TensorScalars, In<float>, InOut<float>, Out<Copy>...>;  // g, w, copy
+    using Lists = typename Weights::template Lists<TensorScalars, In<float>>;  // g
     using Coefficients = FusedCoefficients<Momentum>;
     Momentum momentum;
     Move move;
@@ -74,19 +74,18 @@ struct FusedStateless {
     __device__ Coefficients coefficients(const TensorScalars& s) const {
         return {momentum.coefficients({}), move.coefficients(s)};
     }
-    __device__ static void update(const Coefficients& c, const float& g, float& w, Copy&... copy) {
+    template <typename... Weight>
+    __device__ static void update(const Coefficients& c, const float& g, Weight&... weight) {
         float x = g;
         Momentum::update(c.momentum, x);
-        w = moved(c.move, w, x);
-        ((copy = from_float<Copy>(w)), ...);
+        change([&](float w) { return moved(c.move, w, x); }, weight...);
     }
 };
 
-template <typename... Copy>
+template <typename Weights>
 struct FusedMomentum {
     using Momentum = StartedMomentumUpdate;
-    // g, m, w, copy
-    using Lists = TensorLists<TensorScalars, In<float>, InOut<float>, InOut<float>, Out<Copy>...>;
+    using Lists = typename Weights::template Lists<TensorScalars, In<float>, InOut<float>>;  // g, m
     using Coefficients = FusedCoefficients<Momentum>;
     Momentum momentum;
     Move move;
@@ -94,21 +93,21 @@ struct FusedMomentum {
     __device__ Coefficients coefficients(const TensorScalars& s) const {
         return {momentum.coefficients({}), move.coefficients(s)};
     }
-    __device__ static void update(const Coefficients& c, const float& g, float& m, float& w,
-                                  Copy&... copy) {
+    template <typename... Weight>
+    __device__ static void update(const Coefficients& c, const float& g, float& m,
+                                  Weight&... weight) {
         float x = g;
         Momentum::update(c.momentum, x, m);
-        w = moved(c.move, w, x);
-        ((copy = from_float<Copy>(w)), ...);
+        change([&](float w) { return moved(c.move, w, x); }, weight...);
     }
 };
 
-template <typename... Copy>
+template <typename Weights>
 struct FusedAdam {
     using Momentum = AdamUpdate;
-    // g, m, v, w, copy
-    using Lists = TensorLists<TensorScalars, In<float>, InOut<float>, InOut<float>, InOut<float>,
-                              Out<Copy>...>;
+    // g, m, v
+    using Lists =
+        typename Weights::template Lists<TensorScalars, In<float>, InOut<float>, InOut<float>>;
     using Coefficients = FusedCoefficients<Momentum>;
     Momentum momentum;
     Move move;
@@ -116,12 +115,12 @@ struct FusedAdam {
     __device__ Coefficients coefficients(const TensorScalars& s) const {
         return {momentum.coefficients({}), move.coefficients(s)};
     }
+    template <typename... Weight>
     __device__ static void update(const Coefficients& c, const float& g, float& m, float& v,
-                                  float& w, Copy&... copy) {
+                                  Weight&... weight) {
         float x = g;
         Momentum::update(c.momentum, x, m, v);
-        w = moved(c.move, w, x);
-        ((copy = from_float<Copy>(w)), ...);
+        change([&](float w) { return moved(c.move, w, x); }, weight...);
     }
 };
 
@@ -200,30 +199,25 @@ void sum_directions(const Momentum& op, double* sums, double* parts, cudaStream_
 
 namespace {
 
-// Launches Fused<>, Fused<bf16> or Fused<float> over the gradients, `states`, weights and copies.
-// squares: of each tensor's direction, or none.
-template <template <typename...> class Fused, typename MomentumStage, typename... States>
+// Launches Fused<form of the weights> over the gradients, `states` and weights. squares: of each
+// tensor's direction, or none.
+template <template <typename> class Fused, typename MomentumStage, typename... States>
 void update(const FusedUpdate& op, const MomentumStage& momentum, const double* squares,
             cudaStream_t stream, const States&... states) {
     const Apply& apply = op.apply;
     const std::span<const Tensor> gradients = op.gradients();
     const Move move{apply.rate.as<double>(), apply.lr_scale, op.direction.eps, apply.cautious,
                     op.direction.type == FusedDirection::Type::sign};
-    const auto run = [&](auto type, const char* name, auto kernel, const auto&... copies) {
-        using Update = typename decltype(type)::type;
-        launch_update(name, kernel, stream, Update{momentum, move}, gradients.size(),
-                      [&](size_t i) -> typename Update::Lists::Entry {
+    for_weights(apply, [&](auto form, const auto&... weights) {
+        using Weights = typename decltype(form)::type;
+        using Update = Fused<Weights>;
+        launch_update(LMO_KERNEL(update_kernel<Fused<Weights>>), stream, Update{momentum, move},
+                      gradients.size(), [&](size_t i) -> typename Update::Lists::Entry {
                           return {
-                              {gradients[i].data, states[i].data..., apply.weights[i].data,
-                               copies[i].data...},
+                              {gradients[i].data, states[i].data..., weights[i].data...},
                               gradients[i].count(),
                               {apply.radius[i], apply.decay[i], squares ? squares + i : nullptr}};
                       });
-    };
-    if (apply.copies.empty()) return run(Type<Fused<>>(), LMO_KERNEL(update_kernel<Fused<>>));
-    for_compute_type(apply.copies[0].dtype, [&](auto type) {
-        using Copy = typename decltype(type)::type;
-        run(Type<Fused<Copy>>(), LMO_KERNEL(update_kernel<Fused<Copy>>), apply.copies);
     });
 }
 
@@ -234,10 +228,9 @@ int64_t sums_bytes(const FusedUpdate& op) {
 bool fits_together(const FusedUpdate& op) {
     const std::span<const Tensor> g = op.gradients();
     const Apply& apply = op.apply;
-    return all_float(g) && all_float(apply.weights) && same_counts(g, apply.weights) &&
+    return all_float(g) && has_weights(apply) && same_counts(g, apply.weights) &&
            apply.radius.size() == g.size() && apply.decay.size() == g.size() && apply.x.empty() &&
-           apply.size.empty() && apply.starts.empty() &&
-           (apply.copies.empty() || same_counts(g, apply.copies));
+           apply.size.empty() && apply.starts.empty();
 }
 
 }  // namespace

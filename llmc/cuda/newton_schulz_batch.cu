@@ -3,16 +3,12 @@
 // Wide matrices: a thread moves 8 neighbours of a row of X. Tall ones: a block transposes a tile
 // of 64 x 64 elements through shared memory, by accesses of 16 bytes on both sides.
 //
-// A Source says what the elements of x are: the tensors' own, or what a momentum makes of gradients
-// on the way. A Sink says what becomes of the result: written to the tensors, or applied to
-// weights. The arithmetic is that of update_elements.cuh, so the bits are those of the operations
-// one after another.
+// Where the elements come from and go to is a Source and a Sink of newton_schulz_lists.cuh.
 #include "llmc/cuda/newton_schulz_batch.h"
 
 #include <algorithm>
-#include <tuple>
 
-#include "llmc/cuda/update_elements.cuh"
+#include "llmc/cuda/newton_schulz_lists.cuh"
 
 namespace lmo::cuda {
 
@@ -20,178 +16,6 @@ namespace {
 
 constexpr int kThreads = 256;
 constexpr int kTile = 64;  // rows and columns of a tile
-
-template <typename T>
-struct Addresses {
-    T* data[kBatchMatrices];
-};
-using Matrices = Addresses<float>;
-
-// ---- eight neighbours ---------------------------------------------------------------------------
-
-template <typename T>
-__device__ __forceinline__ void store_eight(T* to, const float (&values)[8]) {
-    constexpr int N = kWidth<T>;
-#pragma unroll
-    for (int part = 0; part < 8; part += N) {
-        Vector<T, N> vector;
-#pragma unroll
-        for (int k = 0; k < N; ++k) vector[k] = from_float<T>(values[part + k]);
-        store(to + part, vector);
-    }
-}
-
-template <typename T>
-__device__ __forceinline__ void load_eight(const T* from, float (&values)[8]) {
-    constexpr int N = kWidth<T>;
-#pragma unroll
-    for (int part = 0; part < 8; part += N) {
-        const Vector<T, N> vector = load<N>(from + part);
-#pragma unroll
-        for (int k = 0; k < N; ++k) values[part + k] = to_float(vector[k]);
-    }
-}
-
-// Elements of a row of x from column j on, `count` of which exist; the others are 0, or not
-// written.
-template <int Count>
-__device__ __forceinline__ void load_some(const float* from, int64_t count,
-                                          float (&values)[Count]) {
-    if (count >= Count && reinterpret_cast<uintptr_t>(from) % 16 == 0) {
-#pragma unroll
-        for (int part = 0; part < Count; part += 4) {
-            const Vector<float, 4> vector = load<4>(from + part);
-#pragma unroll
-            for (int k = 0; k < 4; ++k) values[part + k] = vector[k];
-        }
-        return;
-    }
-#pragma unroll
-    for (int k = 0; k < Count; ++k) values[k] = k < count ? from[k] : 0.0f;
-}
-
-template <int Count, typename T>
-__device__ __forceinline__ void store_some(T* to, int64_t count, const float (&values)[Count]) {
-    constexpr int N = kWidth<T> < Count ? kWidth<T> : Count;
-    if (count >= Count && reinterpret_cast<uintptr_t>(to) % (N * sizeof(T)) == 0) {
-#pragma unroll
-        for (int part = 0; part < Count; part += N) {
-            Vector<T, N> vector;
-#pragma unroll
-            for (int k = 0; k < N; ++k) vector[k] = from_float<T>(values[part + k]);
-            store(to + part, vector);
-        }
-        return;
-    }
-#pragma unroll
-    for (int k = 0; k < Count; ++k) {
-        if (k < count) to[k] = from_float<T>(values[k]);
-    }
-}
-
-// What one thread of a block computes for all: double arithmetic is slow on many devices.
-__device__ __forceinline__ double factor_of(const Normalisation& n) {
-    return 1.0 / (sqrt(n.squares[blockIdx.y]) * n.norm_scale + n.eps);
-}
-
-template <int Count>
-__device__ __forceinline__ void scale_all(double factor, float (&values)[Count]) {
-#pragma unroll
-    for (int k = 0; k < Count; ++k) values[k] = static_cast<float>(factor * values[k]);
-}
-
-// ---- sources ------------------------------------------------------------------------------------
-// read: `count` elements from number `at` on of this block's matrix; beyond them 0.
-
-struct PlainSource {
-    using Coefficients = NoCoefficients;
-    Matrices x;
-
-    __device__ Coefficients coefficients() const { return {}; }
-    template <int Count>
-    __device__ __forceinline__ void read(const Coefficients&, int64_t at, int64_t count,
-                                         float (&values)[Count]) const {
-        load_some(x.data[blockIdx.y] + at, count, values);
-    }
-};
-
-struct StatelessSource {
-    using Coefficients = StatelessUpdate::Coefficients;
-    Matrices x;
-    StatelessUpdate update;
-
-    __device__ Coefficients coefficients() const { return update.coefficients({}); }
-    template <int Count>
-    __device__ __forceinline__ void read(const Coefficients& c, int64_t at, int64_t count,
-                                         float (&values)[Count]) const {
-        load_some(x.data[blockIdx.y] + at, count, values);
-#pragma unroll
-        for (int k = 0; k < Count; ++k) StatelessUpdate::update(c, values[k]);
-    }
-};
-
-// The momentum takes its step.
-struct MomentumSource {
-    using Coefficients = StartedMomentumUpdate::Coefficients;
-    Matrices x, momentum;
-    StartedMomentumUpdate update;
-
-    __device__ Coefficients coefficients() const { return update.coefficients({}); }
-    template <int Count>
-    __device__ __forceinline__ void read(const Coefficients& c, int64_t at, int64_t count,
-                                         float (&values)[Count]) const {
-        float m[Count];
-        load_some(x.data[blockIdx.y] + at, count, values);
-        load_some(momentum.data[blockIdx.y] + at, count, m);
-#pragma unroll
-        for (int k = 0; k < Count; ++k) StartedMomentumUpdate::update(c, values[k], m[k]);
-        store_some(momentum.data[blockIdx.y] + at, count, m);
-    }
-};
-
-// ---- sinks --------------------------------------------------------------------------------------
-
-struct PlainSink {
-    using Coefficients = NoCoefficients;
-    Matrices x;
-
-    __device__ Coefficients coefficients() const { return {}; }
-    template <int Count>
-    __device__ __forceinline__ void write(const Coefficients&, int64_t at, int64_t count,
-                                          const float (&values)[Count]) const {
-        store_some(x.data[blockIdx.y] + at, count, values);
-    }
-};
-
-// The weights take their step. Copy: none, or the type of the copies.
-template <typename... Copy>
-struct WeightSink {
-    using Coefficients = VariedCoefficients;
-    Matrices weights;
-    std::tuple_element_t<0, std::tuple<Addresses<Copy>..., NoCoefficients>> copies;
-    double radius[kBatchMatrices], decay[kBatchMatrices];
-    const double* rate;
-    double lr_scale;
-    bool cautious;
-
-    __device__ Coefficients coefficients() const {
-        const double lr = lr_scale * *rate;
-        return {{static_cast<float>(lr * decay[blockIdx.y]),
-                 static_cast<float>(lr * radius[blockIdx.y])},
-                0.0f,
-                cautious};
-    }
-    template <int Count>
-    __device__ __forceinline__ void write(const Coefficients& c, int64_t at, int64_t count,
-                                          const float (&values)[Count]) const {
-        float w[Count];
-        load_some(weights.data[blockIdx.y] + at, count, w);
-#pragma unroll
-        for (int k = 0; k < Count; ++k) w[k] = new_weight(c, w[k], values[k]);
-        store_some(weights.data[blockIdx.y] + at, count, w);
-        if constexpr (sizeof...(Copy) > 0) store_some(copies.data[blockIdx.y] + at, count, w);
-    }
-};
 
 // ---- wide matrices ------------------------------------------------------------------------------
 // blockIdx.y is the matrix; a row of blocks has a thread for each eight elements of X.
@@ -429,11 +253,24 @@ void write_back_to(const Sink& sink, size_t matrices, const BatchShape& shape, D
     });
 }
 
-template <typename... Copy>
-WeightSink<Copy...> weight_sink(const Apply& op, const BatchShape& shape) {
-    WeightSink<Copy...> sink{};
-    sink.weights = matrices_of(op.weights, shape);
-    if constexpr (sizeof...(Copy) > 0) sink.copies = addresses_of<Copy...>(op.copies, shape);
+WeightMatrices<FloatWeights> weight_matrices(Type<FloatWeights>, const Apply& op,
+                                             const BatchShape& shape) {
+    return {matrices_of(op.weights, shape)};
+}
+template <typename Copy>
+WeightMatrices<CopiedWeights<Copy>> weight_matrices(Type<CopiedWeights<Copy>>, const Apply& op,
+                                                    const BatchShape& shape) {
+    return {matrices_of(op.weights, shape), addresses_of<Copy>(op.copies, shape)};
+}
+WeightMatrices<SplitWeights> weight_matrices(Type<SplitWeights>, const Apply& op,
+                                             const BatchShape& shape) {
+    return {addresses_of<bf16>(op.weights, shape), addresses_of<int16_t>(op.remainders, shape)};
+}
+
+template <typename Weights>
+WeightSink<Weights> weight_sink(Type<Weights> form, const Apply& op, const BatchShape& shape) {
+    WeightSink<Weights> sink{};
+    sink.weights = weight_matrices(form, op, shape);
     std::copy(op.radius.begin(), op.radius.end(), sink.radius);
     std::copy(op.decay.begin(), op.decay.end(), sink.decay);
     sink.rate = op.rate.as<double>();
@@ -468,12 +305,9 @@ void write_back(std::span<const Tensor> x, const BatchShape& shape, DType inner,
 
 void write_back(const Apply& op, const BatchShape& shape, DType inner, const void* batch,
                 cudaStream_t stream) {
-    const auto run = [&](const auto& sink) {
-        write_back_to(sink, op.weights.size(), shape, inner, batch, stream);
-    };
-    if (op.copies.empty()) return run(weight_sink<>(op, shape));
-    for_compute_type(op.copies[0].dtype, [&](auto type) {
-        run(weight_sink<typename decltype(type)::type>(op, shape));
+    assert(has_weights(op));
+    for_weights(op, [&](auto form, const auto&...) {
+        write_back_to(weight_sink(form, op, shape), op.weights.size(), shape, inner, batch, stream);
     });
 }
 

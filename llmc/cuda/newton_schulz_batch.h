@@ -47,7 +47,7 @@ void write_back(std::span<const Tensor> x, const BatchShape& shape, DType inner,
                 cudaStream_t stream);
 
 // Applies X to the weights in place of apply.x; without sizes and starts. Bytes an element: 8 +
-// size of inner and of the copies.
+// size of inner and of the copies, 8 + size of inner where the weights are split.
 void write_back(const Apply& apply, const BatchShape& shape, DType inner, const void* batch,
                 cudaStream_t stream);
 

@@ -5,8 +5,9 @@
 //   adam      x, m, v read and written      24  Kingma & Ba 2015, algorithm 1 and section 2
 //   sign      x read and written             8
 //   frobenius x read, then both             12
-//   apply     w read and written, x read    12  (14 with a bf16 copy, 16 with an fp32 one;
-//                                               4 more where it reads starts)
+//   apply     w read and written, x read    12  (14 with a bf16 copy, 16 with an fp32 one, 12 with
+//                                               split weights; 4 more where it reads starts)
+//   join      both halves read, w written    8
 //
 // Scalars are fp64 and come from device memory; one thread of a block turns them into fp32
 // coefficients. The order of the operations on an element is the CPU backend's, with each fused
@@ -46,8 +47,10 @@ struct StepScalars {
     bool operator==(const StepScalars&) const = default;
 };
 
+// Weights: a form of weight_lists.cuh.
+template <typename Weights>
 struct WeightUpdate {
-    using Lists = TensorLists<StepScalars, InOut<float>, In<float>>;  // w, x
+    using Lists = typename Weights::template Lists<StepScalars, In<float>>;  // x
     using Coefficients = StepCoefficients;
     const double* rate;
     double lr_scale;
@@ -56,23 +59,23 @@ struct WeightUpdate {
         const double lr = lr_scale * *rate;
         return {static_cast<float>(lr * s.decay), static_cast<float>(lr * s.radius)};
     }
-    __device__ static void update(const Coefficients& c, float& w, const float& x) {
-        w = new_weight(c, w, x);
+    template <typename... Weight>
+    __device__ static void update(const Coefficients& c, const float& x, Weight&... weight) {
+        change([&](float w) { return new_weight(c, w, x); }, weight...);
     }
 };
 
-template <typename Copy>
-struct CopiedWeightUpdate : WeightUpdate {
-    using Lists = TensorLists<StepScalars, InOut<float>, In<float>, Out<Copy>>;  // w, x, copy
+struct JoinUpdate {
+    using Lists = TensorLists<NoScalars, In<bf16>, In<int16_t>, Out<float>>;
+    using Coefficients = NoCoefficients;
 
-    __device__ static void update(const Coefficients& c, float& w, const float& x, Copy& copy) {
-        w = new_weight(c, w, x);
-        copy = from_float<Copy>(w);
+    __device__ static void update(const Coefficients&, const bf16& high, const int16_t& low,
+                                  float& w) {
+        w = join(high, low);
     }
 };
 
-// ---- weights with more to it: sizes from the device, cautious decay, a pull to the start
-// ---------
+// ---- weights with more to it: sizes from the device, cautious decay, a pull to the start --------
 
 struct SizedScalars {
     double radius, decay;
@@ -80,8 +83,7 @@ struct SizedScalars {
     bool operator==(const SizedScalars&) const = default;
 };
 
-struct VariedWeightUpdate {
-    using Lists = TensorLists<SizedScalars, InOut<float>, In<float>>;  // w, x
+struct VariedStep {
     using Coefficients = VariedCoefficients;
     const double *rate, *step;
     double lr_scale;
@@ -94,38 +96,26 @@ struct VariedWeightUpdate {
                 static_cast<float>(pull),
                 cautious};
     }
-    __device__ static void update(const Coefficients& c, float& w, const float& x) {
-        w = new_weight(c, w, x);
+};
+
+template <typename Weights>
+struct VariedWeightUpdate : VariedStep {
+    using Lists = typename Weights::template Lists<SizedScalars, In<float>>;  // x
+
+    template <typename... Weight>
+    __device__ static void update(const Coefficients& c, const float& x, Weight&... weight) {
+        change([&](float w) { return new_weight(c, w, x); }, weight...);
     }
 };
 
-struct PulledWeightUpdate : VariedWeightUpdate {
-    using Lists = TensorLists<SizedScalars, InOut<float>, In<float>, In<float>>;  // w, x, start
+template <typename Weights>
+struct PulledWeightUpdate : VariedStep {
+    using Lists = typename Weights::template Lists<SizedScalars, In<float>, In<float>>;  // x, start
 
-    __device__ static void update(const Coefficients& c, float& w, const float& x,
-                                  const float& start) {
-        w = fmaf(c.pull, start - w, new_weight(c, w, x));
-    }
-};
-
-template <typename Copy>
-struct CopiedVariedUpdate : VariedWeightUpdate {
-    using Lists = TensorLists<SizedScalars, InOut<float>, In<float>, Out<Copy>>;
-
-    __device__ static void update(const Coefficients& c, float& w, const float& x, Copy& copy) {
-        VariedWeightUpdate::update(c, w, x);
-        copy = from_float<Copy>(w);
-    }
-};
-
-template <typename Copy>
-struct CopiedPulledUpdate : VariedWeightUpdate {
-    using Lists = TensorLists<SizedScalars, InOut<float>, In<float>, In<float>, Out<Copy>>;
-
-    __device__ static void update(const Coefficients& c, float& w, const float& x,
-                                  const float& start, Copy& copy) {
-        PulledWeightUpdate::update(c, w, x, start);
-        copy = from_float<Copy>(w);
+    template <typename... Weight>
+    __device__ static void update(const Coefficients& c, const float& x, const float& start,
+                                  Weight&... weight) {
+        change([&](float w) { return fmaf(c.pull, start - w, new_weight(c, w, x)); }, weight...);
     }
 };
 
@@ -142,33 +132,25 @@ void apply_varied(const Apply& op, cudaStream_t stream) {
     const bool pulled = !op.starts.empty();
     assert(!pulled || (all_float(op.starts) && same_counts(op.weights, op.starts)));
     assert(!pulled || op.step.dtype == DType::f64);
-    const VariedWeightUpdate update{op.rate.as<double>(), pulled ? op.step.as<double>() : nullptr,
-                                    op.lr_scale, op.cautious};
+    const VariedStep step{op.rate.as<double>(), pulled ? op.step.as<double>() : nullptr,
+                          op.lr_scale, op.cautious};
     const auto scalars = [&](size_t i) -> SizedScalars {
         const double* size = op.size.empty() ? nullptr : op.size.as<double>() + i;
         return {op.radius[i], op.decay[i], size};
     };
     const auto run = [&](auto type, const char* name, auto kernel, auto... lists) {
         using Update = typename decltype(type)::type;
-        launch_update(name, kernel, stream, Update{update}, op.x.size(),
+        launch_update(name, kernel, stream, Update{step}, op.x.size(),
                       [&](size_t i) -> typename Update::Lists::Entry {
-                          return {{op.weights[i].data, op.x[i].data, lists[i].data...},
-                                  op.x[i].count(),
-                                  scalars(i)};
+                          return {{op.x[i].data, lists[i].data...}, op.x[i].count(), scalars(i)};
                       });
     };
-    if (op.copies.empty()) {
-        pulled ? run(Type<PulledWeightUpdate>(), LMO_KERNEL(update_kernel<PulledWeightUpdate>),
-                     op.starts)
-               : run(Type<VariedWeightUpdate>(), LMO_KERNEL(update_kernel<VariedWeightUpdate>));
-        return;
-    }
-    for_compute_type(op.copies[0].dtype, [&](auto type) {
-        using Copy = typename decltype(type)::type;
-        pulled ? run(Type<CopiedPulledUpdate<Copy>>(),
-                     LMO_KERNEL(update_kernel<CopiedPulledUpdate<Copy>>), op.starts, op.copies)
-               : run(Type<CopiedVariedUpdate<Copy>>(),
-                     LMO_KERNEL(update_kernel<CopiedVariedUpdate<Copy>>), op.copies);
+    for_weights(op, [&](auto form, auto... weights) {
+        using Weights = typename decltype(form)::type;
+        pulled ? run(Type<PulledWeightUpdate<Weights>>(),
+                     LMO_KERNEL(update_kernel<PulledWeightUpdate<Weights>>), op.starts, weights...)
+               : run(Type<VariedWeightUpdate<Weights>>(),
+                     LMO_KERNEL(update_kernel<VariedWeightUpdate<Weights>>), weights...);
     });
 }
 
@@ -239,31 +221,32 @@ void CudaBackend::frobenius_normalize(const FrobeniusNormalize& op) {
 }
 
 void CudaBackend::apply(const Apply& op) {
-    assert(all_float(op.weights) && all_float(op.x) && same_counts(op.weights, op.x));
+    assert(has_weights(op) && all_float(op.x) && same_counts(op.weights, op.x));
     assert(op.radius.size() == op.x.size() && op.decay.size() == op.x.size());
-    assert(op.copies.empty() || same_counts(op.weights, op.copies));
     if (!op.size.empty() || op.cautious || !op.starts.empty()) return apply_varied(op, stream_);
-    const WeightUpdate update{op.rate.as<double>(), op.lr_scale};
-    if (op.copies.empty()) {
-        launch_update(LMO_KERNEL(update_kernel<WeightUpdate>), stream_, update, op.x.size(),
-                      [&](size_t i) -> WeightUpdate::Lists::Entry {
-                          return {{op.weights[i].data, op.x[i].data},
-                                  op.x[i].count(),
-                                  {op.radius[i], op.decay[i]}};
-                      });
-        return;
-    }
-    for_compute_type(op.copies[0].dtype, [&](auto type) {
-        using Copy = typename decltype(type)::type;
-        using Update = CopiedWeightUpdate<Copy>;
-        launch_update(LMO_KERNEL(update_kernel<CopiedWeightUpdate<Copy>>), stream_, Update{update},
-                      op.x.size(), [&](size_t i) -> typename Update::Lists::Entry {
-                          assert(op.copies[i].dtype == op.copies[0].dtype);
-                          return {{op.weights[i].data, op.x[i].data, op.copies[i].data},
+    for_weights(op, [&](auto form, auto... weights) {
+        using Weights = typename decltype(form)::type;
+        using Update = WeightUpdate<Weights>;
+        launch_update(LMO_KERNEL(update_kernel<WeightUpdate<Weights>>), stream_,
+                      Update{op.rate.as<double>(), op.lr_scale}, op.x.size(),
+                      [&](size_t i) -> typename Update::Lists::Entry {
+                          return {{op.x[i].data, weights[i].data...},
                                   op.x[i].count(),
                                   {op.radius[i], op.decay[i]}};
                       });
     });
+}
+
+void CudaBackend::join_weights(const JoinWeights& op) {
+    assert(all_of_type(op.high, DType::bf16) && all_of_type(op.low, DType::i16));
+    assert(all_float(op.out));
+    assert(same_counts(op.high, op.low) && same_counts(op.high, op.out));
+    launch_update(LMO_KERNEL(update_kernel<JoinUpdate>), stream_, JoinUpdate{}, op.out.size(),
+                  [&](size_t i) -> JoinUpdate::Lists::Entry {
+                      return {{op.high[i].data, op.low[i].data, op.out[i].data},
+                              op.out[i].count(),
+                              {}};
+                  });
 }
 
 }  // namespace lmo::cuda

@@ -3,9 +3,9 @@
 //
 // HeadMaxima reads each value once (4 bytes), a block a head. QkClip goes over the weights as the
 // elementwise operations of the optimizer do (tensor_table.cuh), an entry a head: 8 bytes an
-// element, 10 with a bf16 copy.
+// element, 10 with a bf16 copy, 8 with split weights.
 #include "llmc/cuda/cuda_backend.h"
-#include "llmc/cuda/tensor_table.cuh"
+#include "llmc/cuda/weight_lists.cuh"
 
 namespace lmo::cuda {
 
@@ -34,8 +34,7 @@ struct Head {
     bool operator==(const Head&) const = default;
 };
 
-struct ClipUpdate {
-    using Lists = TensorLists<Head, InOut<float>>;
+struct ClipFactors {
     struct Coefficients {
         float factor;
     };
@@ -54,44 +53,41 @@ struct ClipUpdate {
         const double of_key = sqrt(least);
         return {static_cast<float>(head.query < 0 ? of_key : gain(head.query) / of_key)};
     }
-    __device__ static void update(const Coefficients& c, float& w) { w *= c.factor; }
 };
 
-template <typename Copy>
-struct CopiedClipUpdate : ClipUpdate {
-    using Lists = TensorLists<Head, InOut<float>, Out<Copy>>;
+template <typename Weights>
+struct ClipUpdate : ClipFactors {
+    using Lists = typename Weights::template Lists<Head>;
 
-    __device__ static void update(const Coefficients& c, float& w, Copy& copy) {
-        w *= c.factor;
-        copy = from_float<Copy>(w);
+    template <typename... Weight>
+    __device__ static void update(const Coefficients& c, Weight&... weight) {
+        change([&](float w) { return w * c.factor; }, weight...);
     }
 };
 
 // One projection: head_of(h) for each of its heads.
 template <typename HeadOf>
-void clip(const ClipUpdate& update, const Tensor& weights, const Tensor& copy, int heads,
-          HeadOf head_of, cudaStream_t stream) {
-    assert(weights.dtype == DType::f32 && weights.count() % heads == 0);
-    assert(copy.empty() || copy.count() == weights.count());
-    const int64_t count = weights.count() / heads;
-    const auto part = [&](const Tensor& tensor, size_t h) {
-        return tensor.slice(static_cast<int64_t>(h) * count, {count}).data;
+void clip(const ClipFactors& factors, const Tensor& weights, const Tensor& copy,
+          const Tensor& remainder, int heads, HeadOf head_of, cudaStream_t stream) {
+    const auto list = [](const Tensor& tensor) {
+        return std::span<const Tensor>(&tensor, tensor.empty() ? 0 : 1);
     };
-    if (copy.empty()) {
-        launch_update(LMO_KERNEL(update_kernel<ClipUpdate>), stream, update,
-                      static_cast<size_t>(heads), [&](size_t h) -> ClipUpdate::Lists::Entry {
-                          return {{part(weights, h)}, count, head_of(static_cast<int>(h))};
+    Apply form;
+    form.weights = list(weights);
+    form.copies = list(copy);
+    form.remainders = list(remainder);
+    assert(has_weights(form) && weights.count() % heads == 0);
+    const int64_t count = weights.count() / heads;
+    for_weights(form, [&](auto type, auto... lists) {
+        using Weights = typename decltype(type)::type;
+        using Update = ClipUpdate<Weights>;
+        launch_update(LMO_KERNEL(update_kernel<ClipUpdate<Weights>>), stream, Update{factors},
+                      static_cast<size_t>(heads), [&](size_t h) -> typename Update::Lists::Entry {
+                          const int64_t begin = static_cast<int64_t>(h) * count;
+                          return {{lists[0].slice(begin, {count}).data...},
+                                  count,
+                                  head_of(static_cast<int>(h))};
                       });
-        return;
-    }
-    for_compute_type(copy.dtype, [&](auto type) {
-        using Copy = typename decltype(type)::type;
-        using Update = CopiedClipUpdate<Copy>;
-        launch_update(
-            LMO_KERNEL(update_kernel<CopiedClipUpdate<Copy>>), stream, Update{update},
-            static_cast<size_t>(heads), [&](size_t h) -> typename Update::Lists::Entry {
-                return {{part(weights, h), part(copy, h)}, count, head_of(static_cast<int>(h))};
-            });
     });
 }
 
@@ -109,15 +105,15 @@ void CudaBackend::qk_clip(const QkClip& op) {
     assert(op.heads % op.kv_heads == 0);
     assert(op.maxima.dtype == DType::f32 && op.maxima.count() == op.heads);
     const int group = op.heads / op.kv_heads;
-    const ClipUpdate update{op.maxima.as<float>(), group, op.limit};
+    const ClipFactors factors{op.maxima.as<float>(), group, op.limit};
     clip(
-        update, op.q, op.q_copy, op.heads,
+        factors, op.q, op.q_copy, op.q_remainder, op.heads,
         [&](int h) {
             return Head{h, h / group};
         },
         stream_);
     clip(
-        update, op.k, op.k_copy, op.kv_heads,
+        factors, op.k, op.k_copy, op.k_remainder, op.kv_heads,
         [&](int k) {
             return Head{-1, k};
         },

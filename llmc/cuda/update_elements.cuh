@@ -9,8 +9,7 @@
 
 #include <span>
 
-#include "llmc/cuda/tensor_table.cuh"
-#include "llmc/device/backend.h"
+#include "llmc/cuda/weight_lists.cuh"
 
 namespace lmo::cuda {
 
@@ -146,14 +145,7 @@ __device__ __forceinline__ float new_weight(const VariedCoefficients& c, float w
 // ---- lists --------------------------------------------------------------------------------------
 
 inline bool all_float(std::span<const Tensor> tensors) {
-    return std::all_of(tensors.begin(), tensors.end(),
-                       [](const Tensor& tensor) { return tensor.dtype == DType::f32; });
-}
-
-// Lists belong together: as many tensors, of equal sizes.
-inline bool same_counts(std::span<const Tensor> a, std::span<const Tensor> b) {
-    return std::equal(a.begin(), a.end(), b.begin(), b.end(),
-                      [](const Tensor& x, const Tensor& y) { return x.count() == y.count(); });
+    return all_of_type(tensors, DType::f32);
 }
 
 }  // namespace lmo::cuda

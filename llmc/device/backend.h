@@ -139,6 +139,7 @@ class Backend {
     // where it uses symmetry, more where it pads.
     virtual double executed_flops(const NewtonSchulz&) const = 0;
     virtual void apply(const Apply&) = 0;
+    virtual void join_weights(const JoinWeights&) = 0;
     virtual size_t workspace_bytes(const FusedUpdate&) const = 0;
     virtual void fused_update(const FusedUpdate&) = 0;
     virtual void spectral_update(const SpectralUpdate&) = 0;

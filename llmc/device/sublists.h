@@ -25,6 +25,7 @@ inline Apply some_of(Apply op, size_t first, size_t count) {
     op.radius = op.radius.subspan(first, count);
     op.decay = op.decay.subspan(first, count);
     op.starts = some_of(op.starts, first, count);
+    op.remainders = some_of(op.remainders, first, count);
     return op;
 }
 

@@ -198,6 +198,9 @@ void TimedBackend::head_maxima(const HeadMaxima& op) {
 }
 void TimedBackend::qk_clip(const QkClip& op) { timed(Part::optimizer, &Backend::qk_clip, op); }
 void TimedBackend::apply(const Apply& op) { timed(Part::optimizer, &Backend::apply, op); }
+void TimedBackend::join_weights(const JoinWeights& op) {
+    timed(Part::optimizer, &Backend::join_weights, op);
+}
 void TimedBackend::fused_update(const FusedUpdate& op) {
     timed(Part::optimizer, &Backend::fused_update, op);
 }

@@ -132,6 +132,7 @@ class TimedBackend : public Backend {
     void qk_clip(const QkClip& op) override;
     double executed_flops(const NewtonSchulz& op) const override;
     void apply(const Apply& op) override;
+    void join_weights(const JoinWeights& op) override;
     size_t workspace_bytes(const FusedUpdate& op) const override;
     void fused_update(const FusedUpdate& op) override;
     void spectral_update(const SpectralUpdate& op) override;

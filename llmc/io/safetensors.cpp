@@ -40,12 +40,15 @@ const char* format_name(DType type) {
             return "I32";
         case DType::u16:
             return "U16";
+        case DType::i16:
+            return "I16";
     }
     return "";
 }
 
 bool parse_dtype(const std::string& name, DType* type) {
-    for (DType known : {DType::f64, DType::f32, DType::f16, DType::bf16, DType::i32, DType::u16}) {
+    for (DType known : {DType::f64, DType::f32, DType::f16, DType::bf16, DType::i32, DType::u16,
+                        DType::i16}) {
         if (name == format_name(known)) {
             *type = known;
             return true;
@@ -350,6 +353,9 @@ std::vector<double> SafetensorsFile::read(const std::string& name,
             break;
         case DType::u16:
             widen<uint16_t>(entry->data, &values, same);
+            break;
+        case DType::i16:
+            widen<int16_t>(entry->data, &values, same);
             break;
     }
     return values;
