@@ -291,8 +291,8 @@ void Llama::forward_backward(const ParameterBuffer& weights, const ParameterBuff
     backward(weights, gradients, tokens, lowest, sections);
 }
 
-void Llama::clip_heads(const ParameterBuffer& weights, const ParameterBuffer& copies,
-                       double limit) {
+void Llama::clip_heads(const ParameterBuffer& weights, const ParameterBuffer& copies, double limit,
+                       const ParameterBuffer& remainders) {
     for (int64_t layer = 0; layer < config_.n_layer; ++layer) {
         const auto view = [&](const ParameterBuffer& buffer, Slot slot) {
             return buffer.flat.empty() ? Tensor{} : buffer[parameter_index(layer, slot)];
@@ -300,7 +300,7 @@ void Llama::clip_heads(const ParameterBuffer& weights, const ParameterBuffer& co
         backend_.qk_clip({view(weights, q), view(weights, k), view(copies, q), view(copies, k),
                           head_maxima_.slice(layer * config_.n_head, {config_.n_head}),
                           static_cast<int>(config_.n_head), static_cast<int>(config_.n_kv_head),
-                          limit});
+                          limit, view(remainders, q), view(remainders, k)});
     }
 }
 

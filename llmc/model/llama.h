@@ -55,6 +55,8 @@ struct ModelPrecision {
     DType compute = DType::f32;   // activations and the weights that GEMMs read
     DType residual = DType::f32;  // residual stream
     DType master = DType::f32;    // weights, gradients, statistics: f64 when compute is f64
+    // Of bf16 compute: the weights are there once, split (core/split_float.h).
+    bool split = false;
 };
 
 // What a training step tells of itself while its operations are issued, section by section: 0 is
@@ -90,7 +92,8 @@ class Llama {
     // since they were set to zero, zero at the least; and QK-clip of the weights by them (QkClip in
     // backend.h). copies (compute) may be empty.
     const Tensor& head_maxima() const { return head_maxima_; }
-    void clip_heads(const ParameterBuffer& weights, const ParameterBuffer& copies, double limit);
+    void clip_heads(const ParameterBuffer& weights, const ParameterBuffer& copies, double limit,
+                    const ParameterBuffer& remainders = {});
 
     // Forward only: loss_sum as above.
     void evaluate(const ParameterBuffer& weights, const Tensor& tokens, const Tensor& targets,

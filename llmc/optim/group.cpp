@@ -93,6 +93,7 @@ GroupPart GroupPart::only(const std::vector<bool>& chosen) const {
     for (size_t s = 0; s < kStateSlots; ++s) part.states[s] = pick(states[s], chosen);
     part.weights = pick(weights, chosen);
     part.copies = pick(copies, chosen);
+    part.remainders = pick(remainders, chosen);
     part.gradients = pick(gradients, chosen);
     part.scratch = pick(scratch, chosen);
     part.step = step;
@@ -274,6 +275,7 @@ Apply OptimizerGroup::apply_operation(const GroupPart& part, const Direction& di
     Apply apply{part.weights,     {},        part.copies, scalars.rate, direction.lr_scale,
                 direction.radius, part.decay};
     apply.cautious = config_.decay.type == DecayType::cautious;
+    apply.remainders = part.remainders;
     return apply;
 }
 

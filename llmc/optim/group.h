@@ -39,7 +39,7 @@ struct GroupPart {
     std::vector<ParameterBlock> blocks;
     std::vector<double> radius, other_radius, decay, l0, l1;
     std::vector<Tensor> states[kStateSlots];
-    std::vector<Tensor> weights, copies, gradients, scratch;  // views
+    std::vector<Tensor> weights, copies, remainders, gradients, scratch;  // views
     Tensor step;                                              // fp64: updates done of these blocks
 
     const std::vector<Tensor>& state(StateSlot slot) const {

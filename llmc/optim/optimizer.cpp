@@ -59,13 +59,13 @@ void require_known_layers(const StepConfig& step, const std::vector<ParameterBlo
     }
 }
 
-// to = factor * from, in the tensors' own type, through host memory.
+// tensor = factor * tensor, in its own type, through host memory.
 template <typename Value>
-void copy_scaled(Backend& backend, const Tensor& to, const Tensor& from, double factor) {
-    std::vector<Value> values(static_cast<size_t>(from.shape.count()));
-    backend.copy_out(values.data(), from);
+void scale(Backend& backend, const Tensor& tensor, double factor) {
+    std::vector<Value> values(static_cast<size_t>(tensor.shape.count()));
+    backend.copy_out(values.data(), tensor);
     for (Value& value : values) value *= static_cast<Value>(factor);
-    backend.copy_in(to, values.data());
+    backend.copy_in(tensor, values.data());
 }
 
 // Layers of the network, which parameters name.
@@ -210,30 +210,40 @@ size_t Optimizer::workspace_bytes(const ParameterList& parameters, DType master)
     return bytes;
 }
 
-void Optimizer::initialise(const ParameterBuffer& weights) {
+void Optimizer::copy_weights(const Tensor& to, const ParameterBlock& block,
+                             const ParameterBuffer& weights,
+                             const ParameterBuffer& remainders) const {
+    const Tensor from = weights[block];
+    if (remainders.flat.empty()) return backend_.copy(to, from);
+    const Tensor low = remainders[block];
+    backend_.join_weights({{&from, 1}, {&low, 1}, {&to, 1}});
+}
+
+void Optimizer::initialise(const ParameterBuffer& weights, const ParameterBuffer& remainders) {
     for (const StateTensor& state : states_) backend_.zero(state.tensor);
     for (const OptimizerGroup& group : groups_) {
         for (const GroupPart& part : group.parts) {
             const std::vector<Tensor>& starts = part.state(StateSlot::start);
             for (size_t i = 0; i < starts.size(); ++i) {
-                backend_.copy(starts[i], weights[part.blocks[i]]);
+                copy_weights(starts[i], part.blocks[i], weights, remainders);
             }
         }
     }
 }
 
-void Optimizer::start_momentum_from(const ParameterBuffer& weights, double rate) {
+void Optimizer::start_momentum_from(const ParameterBuffer& weights, double rate,
+                                    const ParameterBuffer& remainders) {
     for (const OptimizerGroup& group : groups_) {
         if (!is_sum_momentum(group.config().momentum.type)) continue;
         for (const GroupPart& part : group.parts) {
             for (size_t i = 0; i < part.blocks.size(); ++i) {
-                const Tensor from = weights[part.blocks[i]];
                 const Tensor& to = part.state(StateSlot::first)[i];
+                copy_weights(to, part.blocks[i], weights, remainders);
                 const double factor = 1.0 - rate * group.config().lr_scale * part.decay[i];
-                if (from.dtype == DType::f64) {
-                    copy_scaled<double>(backend_, to, from, factor);
+                if (to.dtype == DType::f64) {
+                    scale<double>(backend_, to, factor);
                 } else {
-                    copy_scaled<float>(backend_, to, from, factor);
+                    scale<float>(backend_, to, factor);
                 }
             }
         }
@@ -272,7 +282,9 @@ void Optimizer::clear(const ParameterBuffer& gradients) {
     for (const Tensor& gradient : cleared_) backend_.zero(gradient);
 }
 
-void Optimizer::bind_weights(const ParameterBuffer& weights, const ParameterBuffer& copies) {
+void Optimizer::bind_weights(const ParameterBuffer& weights, const ParameterBuffer& copies,
+                             const ParameterBuffer& remainders) {
+    assert((weights.flat.dtype != DType::bf16) == remainders.flat.empty());
     assert((weights_.empty() ||
             (weights.flat.data == weights_.data && copies.flat.data == copies_.data)) &&
            "the weight buffers changed");
@@ -284,6 +296,7 @@ void Optimizer::bind_weights(const ParameterBuffer& weights, const ParameterBuff
             for (const ParameterBlock& block : part.blocks) {
                 part.weights.push_back(weights[block]);
                 if (!copies.flat.empty()) part.copies.push_back(copies[block]);
+                if (!remainders.flat.empty()) part.remainders.push_back(remainders[block]);
             }
         }
     }
@@ -333,9 +346,9 @@ bool Optimizer::repeats() const {
 }
 
 void Optimizer::step(const ParameterBuffer& weights, const ParameterBuffer& copies,
-                     const ParameterBuffer& gradients) {
+                     const ParameterBuffer& gradients, const ParameterBuffer& remainders) {
     bind_gradients(gradients);
-    bind_weights(weights, copies);
+    bind_weights(weights, copies, remainders);
     for (const OptimizerGroup& group : groups_) {
         for (const GroupPart& part : group.parts) {
             const int layer = part.blocks[0].layer;

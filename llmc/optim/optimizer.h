@@ -29,7 +29,8 @@ class Optimizer {
               const ParameterList& parameters, DType master, const OwnedBlocks& owned = {});
 
     // The start of a run: states become zero, those that remember the first weights these ones.
-    void initialise(const ParameterBuffer& weights);
+    // Here and below `remainders` belong to bf16 weights that are split (core/split_float.h).
+    void initialise(const ParameterBuffer& weights, const ParameterBuffer& remainders = {});
     // Names the buffer that all later calls bring. Momentum that is kept in the gradients lives
     // there from then on.
     void bind_gradients(const ParameterBuffer& gradients);
@@ -39,7 +40,8 @@ class Optimizer {
 
     // Published start of compat.momentum_init: heavy_ball and nesterov momenta become the weights
     // after the decay of a first update at `rate`. Before the first step(), in place of zeros.
-    void start_momentum_from(const ParameterBuffer& weights, double rate);
+    void start_momentum_from(const ParameterBuffer& weights, double rate,
+                             const ParameterBuffer& remainders = {});
 
     // Global L2 norm of the gradients, before clipping; prepares the clip factor of step(). Waits.
     // `complete`, if given, puts right the sums of squares of the parameters whose gradients are
@@ -61,7 +63,7 @@ class Optimizer {
     // when they run, gradient_norm() of these gradients must have run. The buffers are the same at
     // every call: captured operations keep views of them.
     void step(const ParameterBuffer& weights, const ParameterBuffer& copies,
-              const ParameterBuffer& gradients);
+              const ParameterBuffer& gradients, const ParameterBuffer& remainders = {});
 
     const std::vector<StateTensor>& states() const { return states_; }
 
@@ -72,7 +74,10 @@ class Optimizer {
     void take_scratch(Arena& arena, DType master);
     void take_scalars(Arena& arena, const ParameterList& parameters);
     size_t workspace_bytes(const ParameterList& parameters, DType master) const;
-    void bind_weights(const ParameterBuffer& weights, const ParameterBuffer& copies);
+    void bind_weights(const ParameterBuffer& weights, const ParameterBuffer& copies,
+                      const ParameterBuffer& remainders);
+    void copy_weights(const Tensor& to, const ParameterBlock& block, const ParameterBuffer& weights,
+                      const ParameterBuffer& remainders) const;
 
     Backend& backend_;
     Arena& arena_;  // of the workspace

@@ -148,13 +148,14 @@ PresetUpdates::PresetUpdates(Backend& backend, const Noise& noise, BenchParamete
       flops_(direction_flops(backend, config, parameters.list)) {
     arena_.workspace();  // fixed before anything is captured
     optimizer_.bind_gradients(parameters.gradients);
-    optimizer_.initialise(parameters.weights.master());
+    optimizer_.initialise(parameters.weights.master(), parameters.weights.remainders());
     if (optimizer_.repeats()) graph_ = backend.capture([this] { step(); });
 }
 
 void PresetUpdates::step() {
-    optimizer_.step(parameters_.weights.master(), parameters_.weights.copies(),
-                    parameters_.gradients);
+    Weights& weights = parameters_.weights;
+    optimizer_.step(weights.master(), weights.copies(), parameters_.gradients,
+                    weights.remainders());
 }
 
 UpdateTime PresetUpdates::update() {
@@ -184,8 +185,8 @@ int64_t PresetUpdates::state_bytes() const {
 double PresetUpdates::traffic() const {
     const ModelPrecision& types = parameters_.precision;
     const double master = static_cast<double>(size_of(types.master));
-    const double copy =
-        types.compute == types.master ? 0.0 : static_cast<double>(size_of(types.compute));
+    const bool copied = types.compute != types.master && !types.split;
+    const double copy = copied ? static_cast<double>(size_of(types.compute)) : 0.0;
     return static_cast<double>(parameters_.list.count()) * (3.0 * master + copy) +
            2.0 * static_cast<double>(state_bytes());
 }

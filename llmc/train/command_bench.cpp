@@ -52,7 +52,7 @@ class RandomTraining {
         optimizer_.bind_gradients(gradients_);
         record();
         weights_.initialise(config.run.seed);
-        optimizer_.initialise(weights_.master());
+        optimizer_.initialise(weights_.master(), weights_.remainders());
     }
 
     int64_t tokens() const { return config_.batch.sequences * config_.model.seq_len; }
@@ -118,9 +118,10 @@ class RandomTraining {
     }
 
     void step() {
-        optimizer_.step(weights_.master(), weights_.copies(), gradients_);
+        optimizer_.step(weights_.master(), weights_.copies(), gradients_, weights_.remainders());
         if (config_.optimizer.qk_clip == 0.0) return;
-        model_.clip_heads(weights_.master(), weights_.copies(), config_.optimizer.qk_clip);
+        model_.clip_heads(weights_.master(), weights_.copies(), config_.optimizer.qk_clip,
+                          weights_.remainders());
     }
 
     const Config& config_;

@@ -39,9 +39,10 @@ struct Device {
             backend = make_cpu_backend(config.run.threads);
             stand_in = true;
         }
-        precision = choose_precision(config, *backend);
+        Config chosen = config;
         const bool automatic = config.compute == ComputeChoice::automatic;
-        if (stand_in && automatic) precision = {DType::bf16, config.residual, DType::f32};
+        if (stand_in && automatic) chosen.compute = ComputeChoice::bf16;
+        precision = choose_precision(chosen, *backend);
         if (!stand_in) require_attention(config.model, precision, *backend);
     }
 };
@@ -328,6 +329,7 @@ void run_plan(Config config, const PlanOptions& options) {
     }
     cut_over_ranks(config, static_cast<int>(options.ranks));
     const Device device(config, options.device.empty() ? config.run.device : options.device);
+    require_whole_weights(device.precision, static_cast<int>(options.ranks));
     Arena whole;  // refuses absurd sizes before anything is done by tensor
     plan_memory(*device.backend, whole, config.model, device.precision, config.batch.micro_batch,
                 memory_of_stages(*device.backend, config, device.precision.master, 0, 1));

@@ -151,6 +151,7 @@ void read_run(Config& config, const Reader& read) {
                           ? DType::f64
                           : named<DType>(read.text("precision.residual"),
                                          {{"fp32", DType::f32}, {"bf16", DType::bf16}});
+    config.split_master = read.get<std::string>("precision.master", "fp32") == "split";
 }
 
 void read_model(LlamaConfig& model, const Reader& read) {
@@ -304,7 +305,8 @@ bool may_change(const std::string& path) {
     for (const char* key :
          {"run.dir", "run.name", "run.note", "run.device", "run.on_nonfinite",
           "run.nonfinite_limit", "run.rank_timeout", "run.graphs", "run.overlap", "run.bucket_mb",
-          "model.attention", "model.recompute", "log", "eval", "smoothness", "checkpoint"}) {
+          "model.attention", "model.recompute", "precision.master", "log", "eval", "smoothness",
+          "checkpoint"}) {
         if (path == key) return true;
     }
     return path == "optimizer.preset";  // a label: the groups are compared

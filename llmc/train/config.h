@@ -55,6 +55,7 @@ struct Config {
     } batch;
     ComputeChoice compute;
     DType residual;  // fp32 or bf16; fp64 when compute is fp64
+    bool split_master;
     OptimizerConfig optimizer;
     CommunicationConfig communication;
     ScheduleConfig schedule;     // with_measured_gap completes it
@@ -120,7 +121,7 @@ std::vector<std::string> config_differences(const nlohmann::ordered_json& one,
 // Keys whose values differ between two resolved configurations, "key: old -> new", leaving out
 // those that a resumed run may change (run.dir, run.name, run.note, run.device, run.on_nonfinite,
 // run.nonfinite_limit, run.rank_timeout, run.graphs, run.overlap, run.bucket_mb, model.attention,
-// model.recompute, log, eval, smoothness, checkpoint).
+// model.recompute, precision.master, log, eval, smoothness, checkpoint).
 std::vector<std::string> resume_conflicts(const nlohmann::ordered_json& saved,
                                           const nlohmann::ordered_json& now);
 

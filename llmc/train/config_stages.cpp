@@ -65,6 +65,16 @@ void require_estimator(const Rules& rules, const OptimizerConfig& optimizer) {
                [&](const Json& value) { return value.get<int64_t>() % small == 0; });
 }
 
+// Stages and measurements that read or write whole fp32 weights.
+void require_split_master(const Rules& rules) {
+    rules.need("optimizer.estimator.type", "plain");
+    rules.need("optimizer.estimator.clip", 0.0);
+    rules.need("optimizer.outer.type", "none");
+    rules.need("optimizer.communication.type", "mean");
+    rules.need("smoothness.every", 0);
+    rules.need("log.update_norms", false);
+}
+
 void require_error_feedback(const Rules& rules) {
     rules.need("optimizer.clip_norm", 0.0);
     rules.need("optimizer.qk_clip", 0.0);
@@ -159,6 +169,11 @@ OuterConfig read_outer(const Json& resolved) {
 void require_stages(const Json& resolved, const OptimizerConfig& optimizer,
                     const CommunicationConfig& communication, const Provenance& origin) {
     Rules rules(resolved, origin);
+    const Json* master = find_value(resolved, "precision.master");
+    if (master != nullptr && *master == "split") {
+        rules.why = ", as precision.master is \"split\"";
+        require_split_master(rules);
+    }
     const std::string kept = "momentum.type \"gradient\", which a group has";
     const auto refuse_kept = [&](const std::string& key) {
         if (!optimizer.keeps_gradients()) return;

@@ -73,7 +73,18 @@ ModelPrecision choose_precision(const Config& config, const Backend& backend) {
         }
         return {DType::f64, DType::f64, DType::f64};
     }
-    return {compute, config.residual, DType::f32};
+    if (config.split_master && compute != DType::bf16) {
+        throw UsageError(
+            "precision.master = \"split\" is a form of bf16 weights, and this device computes in " +
+            to_string(compute) + "; expected \"fp32\", or precision.compute = \"bf16\"");
+    }
+    return {compute, config.residual, DType::f32, config.split_master};
+}
+
+void require_whole_weights(const ModelPrecision& precision, int ranks) {
+    if (!precision.split || ranks == 1) return;
+    throw UsageError("precision.master = \"split\": " + std::to_string(ranks) +
+                     " ranks exchange fp32 weights; expected \"fp32\", or one rank");
 }
 
 void require_attention(const LlamaConfig& config, const ModelPrecision& precision,

@@ -121,6 +121,14 @@ std::vector<Key> data_and_step_keys() {
          is("fp32"),
          "type of the residual stream (fp64 computes it in fp64)",
          {"precision.compute", {"auto", "bf16", "fp32"}}},
+        {"precision.master",
+         one_of({"fp32", "split"}),
+         is("fp32"),
+         "master weights of bf16 compute. fp32: beside the bf16 weights. split: the bf16 weights "
+         "and 16-bit remainders, which together are the same fp32 numbers: 2 bytes a parameter "
+         "less, in memory and for an update to move; bf16 ties round away from zero. May change "
+         "on resume",
+         {"precision.compute", {"auto", "bf16"}}},
 
         {"optimizer.preset", text(), none("required without groups"),
          "a preset built in from configs/optimizer, or the path of a preset file (looked for from "

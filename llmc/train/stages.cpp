@@ -74,8 +74,9 @@ std::vector<StateTensor> UpdateStages::states() const {
     return all;
 }
 
-void UpdateStages::initialise(const ParameterBuffer& weights, uint64_t seed) {
-    optimizer.initialise(weights);
+void UpdateStages::initialise(const ParameterBuffer& weights, uint64_t seed,
+                              const ParameterBuffer& remainders) {
+    optimizer.initialise(weights, remainders);
     if (estimator) estimator->initialise(weights);
     if (outer) outer->initialise(weights);
     if (feedback) feedback->initialise(weights, seed);

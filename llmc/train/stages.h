@@ -34,7 +34,8 @@ struct UpdateStages {
 
     // Of all stages, with what several ranks do with them.
     std::vector<StateTensor> states() const;
-    void initialise(const ParameterBuffer& weights, uint64_t seed);
+    void initialise(const ParameterBuffer& weights, uint64_t seed,
+                    const ParameterBuffer& remainders = {});
 
   private:
     // Every rank has an optimizer and an estimator of its own: one that continues the run of several

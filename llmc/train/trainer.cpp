@@ -36,6 +36,7 @@ ExitStatus train(Config config, const std::string& resume, Ranks& ranks) {
     const std::unique_ptr<Collectives> collectives = make_collectives(*backend, ranks);
     const ModelPrecision precision = choose_precision(config, *backend);
     require_attention(config.model, precision, *backend);
+    require_whole_weights(precision, ranks.size());
     require_memory(
         *backend, config.model, precision, config.batch.micro_batch,
         memory_of_stages(*backend, config, precision.master, ranks.rank(), ranks.size()));
@@ -89,8 +90,7 @@ Trainer::Trainer(const Config& config, Backend& backend, const std::string& chec
     optimizer_.bind_gradients(gradients_);
     micro_steps_.resize(2 * (static_cast<size_t>(config.model.n_layer) + 1));
     if (optimizer_.repeats()) {
-        update_ =
-            recorded([this] { optimizer_.step(weights_.master(), weights_.copies(), gradients_); });
+        update_ = recorded([this] { step_optimizer(); });
     }
     if (config_.eval.sample) {
         tokenizer_ = make_tokenizer(config_.data.tokenizer);
@@ -204,7 +204,7 @@ Trainer::Update Trainer::update() {
     result.rate.rate = inner_rate(result.rate.rate);
     remember_decisions(result);
     if (result.first && config_.optimizer.momentum_from_weights) {
-        optimizer_.start_momentum_from(weights_.master(), result.rate.rate);
+        optimizer_.start_momentum_from(weights_.master(), result.rate.rate, weights_.remainders());
     }
     apply_step(result.rate.rate);
     // Who rolls back must know which update broke the weights; else the next loss will tell.
@@ -257,14 +257,18 @@ void Trainer::apply_step(double rate) {
     if (update_) {
         update_->launch();
     } else {
-        optimizer_.step(master, weights_.copies(), gradients_);
+        step_optimizer();
     }
     if (stages_.outer) take_outer_step();
     sent_down_ = 0;
     if (meets_after_this_update()) share_weights();
     if (config_.optimizer.qk_clip == 0.0) return;
     share_head_maxima();
-    model_.clip_heads(master, weights_.copies(), config_.optimizer.qk_clip);
+    model_.clip_heads(master, weights_.copies(), config_.optimizer.qk_clip, weights_.remainders());
+}
+
+void Trainer::step_optimizer() {
+    optimizer_.step(weights_.master(), weights_.copies(), gradients_, weights_.remainders());
 }
 
 double Trainer::issue_gradients(const NextBatch& next, int64_t count, int64_t lowest, bool small) {

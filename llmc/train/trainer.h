@@ -68,6 +68,7 @@ class Trainer {
     std::optional<Overlap> make_overlap() const;
     Graph& micro_step(int64_t lowest, bool small);
     void apply_step(double rate);
+    void step_optimizer();
 
     struct LocalLoss {
         double mean_part;      // of the global mean: the parts of the ranks add up to it

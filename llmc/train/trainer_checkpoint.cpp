@@ -34,7 +34,7 @@ void Trainer::load_initial_weights() {
 void Trainer::start(const std::string& checkpoint) {
     if (checkpoint.empty()) {
         load_initial_weights();
-        stages_.initialise(weights_.master(), config_.run.seed);
+        stages_.initialise(weights_.master(), config_.run.seed, weights_.remainders());
         schedule_.restore({});
         spikes_.restore(nullptr);
         left_out_ = {};
@@ -133,7 +133,7 @@ void Trainer::require_same_data_as(const std::string& checkpoint, const RunState
 
 void Trainer::load(const std::string& checkpoint) {
     const SafetensorsFile optimizer(checkpoint + "/optimizer.safetensors");
-    if (weights_.copies().flat.empty()) {
+    if (!weights_.has_master_sources()) {
         const SafetensorsFile model(checkpoint + "/model.safetensors");
         weights_.set([&](const Parameter& p) { return model.read(p.name, extents(p.shape)); });
     } else {

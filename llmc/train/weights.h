@@ -1,5 +1,6 @@
 // The weights of a run on the device: exact masters, and the copies in compute type that the GEMMs
-// read (the masters themselves when the types are equal).
+// read (the masters themselves when the types are equal). Or split (core/split_float.h): the bf16
+// weights that the GEMMs read and 16-bit remainders, which together are the exact fp32 masters.
 #pragma once
 
 #include <cstdint>
@@ -21,14 +22,19 @@ class Weights {
     Weights(Backend& backend, Arena& arena, const ParameterList& parameters,
             const ModelPrecision& precision, bool trainable);
 
-    // These first wait for weights that are on their way.
-    const ParameterBuffer& master() {
+    // These first wait for weights that are on their way. The first three are what an update
+    // changes: Apply in device/optimizer_operations.h.
+    const ParameterBuffer& master() {  // bf16 where split
         settle();
         return master_;
     }
     const ParameterBuffer& copies() {  // empty when master is compute
         settle();
         return copies_;
+    }
+    const ParameterBuffer& remainders() {  // empty unless split
+        settle();
+        return remainders_;
     }
     const ParameterBuffer& compute() {
         settle();
@@ -54,18 +60,23 @@ class Weights {
     std::vector<double> squares(const Tensor& workspace);
 
     // What a checkpoint stores: the weights in compute type, and "NAME.master" where that is not
-    // exact.
+    // exact: fp32, of split weights too.
     std::vector<TensorSource> model_sources();
     std::vector<TensorSource> master_sources();
+    bool has_master_sources() const { return !copies_.flat.empty() || is_split(); }
 
   private:
+    bool is_split() const { return !remainders_.flat.empty(); }
     void upload(int64_t offset, const std::vector<double>& values);
+    std::vector<double> split_squares(const Tensor& workspace) const;
+    void read_joined(int parameter, void* host) const;
 
     Backend& backend_;
     const ParameterList& parameters_;
-    ParameterBuffer master_, copies_;
+    ParameterBuffer master_, copies_, remainders_;
     std::vector<Tensor> views_;  // of master_
     Tensor squares_;             // fp64, one each
+    Tensor joined_;              // fp32, of a piece of split weights
     std::function<void()> finish_;
 };
 

@@ -7,6 +7,7 @@
 
 #include "llmc/core/error.h"
 #include "llmc/core/json.h"
+#include "llmc/core/split_float.h"
 #include "llmc/norm/newton_schulz.h"
 #include "llmc/optim/optimizer.h"
 #include "llmc/train/config.h"
@@ -115,6 +116,24 @@ class OptimizerRun {
         backend->zero(gradients.flat);
     }
 
+    // The weights become split ones. Before the first step.
+    void split_weights() {
+        const Shape all = {list.buffer_length()};
+        std::vector<float> values(static_cast<size_t>(list.buffer_length()));
+        backend->copy_out(values.data(), weights.flat);
+        weights = {&list, arena.take("weights", DType::bf16, all)};
+        remainders = {&list, arena.take("weights", DType::i16, all)};
+        std::vector<uint16_t> high;
+        std::vector<int16_t> low;
+        for (const float value : values) {
+            high.push_back(split_float(value).high);
+            low.push_back(split_float(value).low);
+        }
+        backend->copy_in(weights.flat, high.data());
+        backend->copy_in(remainders.flat, low.data());
+        optimizer->initialise(weights, remainders);
+    }
+
     // Host values into and out of a tensor of the master type.
     void set(const Tensor& tensor, const std::vector<double>& values) {
         const std::vector<float> narrow(values.begin(), values.end());
@@ -161,7 +180,7 @@ class OptimizerRun {
     double step(double rate, int64_t updates_done) {
         const double norm = optimizer->gradient_norm(gradients);
         optimizer->set_scalars(rate, updates_done);
-        optimizer->step(weights, copies, gradients);
+        optimizer->step(weights, copies, gradients, remainders);
         return norm;
     }
 
@@ -175,7 +194,7 @@ class OptimizerRun {
     ParameterList list;
     std::unique_ptr<Backend> backend;
     Arena arena;
-    ParameterBuffer weights, gradients, copies;
+    ParameterBuffer weights, gradients, copies, remainders;
     std::unique_ptr<Optimizer> optimizer;
 };
 
