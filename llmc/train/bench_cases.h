@@ -116,6 +116,7 @@ struct BenchCases {
 };
 void add_model_cases(BenchCases& b);
 void add_optimizer_cases(BenchCases& b);
+void add_split_cases(BenchCases& b, const std::vector<Shape>& shapes);
 void add_lmo_cases(BenchCases& b);
 
 template <class... Extents>

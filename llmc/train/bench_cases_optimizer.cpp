@@ -293,6 +293,7 @@ void add_optimizer_cases(BenchCases& b) {
     add_directions(b, shapes);
     add_apply(b, shapes);
     add_fused_updates(b, shapes);
+    add_split_cases(b, shapes);
     add_copies(b, total_count(shapes));
     for (const MatrixBatch& batch : model_batches(b.sizes, true)) add_symmetric_product(b, batch);
     for (const MatrixBatch& batch : model_batches(b.sizes, false)) {

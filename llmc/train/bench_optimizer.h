@@ -56,7 +56,7 @@ class PresetUpdates {
     void check();
 
     int64_t state_bytes() const;
-    // What an update must move: gradients, states twice, weights twice, their copies.
+    // What an update must move: gradients, states twice, weights twice, their copies unless split.
     double traffic() const;
     const DirectionFlops& flops() const { return flops_; }
 

@@ -13,6 +13,7 @@ constexpr int kSetSteps = 5;  // of Newton-Schulz: as the sets are published and
 
 struct PresetRow {
     std::string preset, error;
+    std::string master = "fp32";  // or "split"
     Timing update{}, norm{};
     double bytes = 0, state = 0;  // state: bytes of a parameter
     DirectionFlops flops;

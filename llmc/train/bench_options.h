@@ -88,6 +88,11 @@ inline CLI::App* add_bench_optimizer(CLI::App& group, BenchOptimizerOptions& opt
         ->take_all();
     command->add_option("--only", options.only,
                         "Only measurements with this text in preset.NAME or newton_schulz.SET");
+    command
+        ->add_option("--master", options.master,
+                     "Master weights: fp32, or split (bf16 and 16-bit remainders)")
+        ->check(CLI::IsMember({"fp32", "split"}))
+        ->capture_default_str();
     command->add_option("--steps", options.steps, "Updates to measure; the median counts")
         ->check(integer_in(1, 10000))
         ->capture_default_str();

@@ -114,6 +114,7 @@ class OptimizerBench {
         const bool gpu = measure_ceilings();
         std::string what;
         ModelPrecision types{backend_.preferred_compute(), DType::f32, DType::f32};
+        if (options_.master == "split") types = {DType::bf16, DType::f32, DType::f32, true};
         BenchParameters parameters(backend_, noise_, choose_parameters(options_, model_, gpu, what),
                                    types);
         measure_presets(parameters);
@@ -159,6 +160,7 @@ class OptimizerBench {
         measure_all(presets_, describe(parameters.list), [&](const NamedPreset& preset) {
             PresetRow row;
             row.preset = preset.name;
+            row.master = options_.master;
             try {
                 measure_preset(row, preset.config, parameters);
             } catch (const Error& error) {

@@ -169,6 +169,10 @@ class BenchKernelsTest(CliTest):
         parameters = 64 * 32 + 2 * (64 * 32 + 32 * 32 + 3 * 48 * 32 + 2 * 32) + 32
         self.assertEqual(by_name['kernel.adam']['bytes'], 24 * parameters)
         self.assertEqual(by_name['kernel.apply']['bytes'], 12 * parameters)
+        self.assertEqual(by_name['kernel.apply.split']['bytes'], 12 * parameters)
+        self.assertEqual(by_name['kernel.fused_update.lion_split']['bytes'], 20 * parameters)
+        self.assertEqual(by_name['kernel.fused_update.adamw_split']['bytes'], 28 * parameters)
+        self.assertEqual(by_name['kernel.join_weights']['bytes'], 8 * parameters)
 
     def test_table_and_choice(self):
         lines = self.lines('--only', 'rmsnorm', '--dtype', 'bf16')
@@ -252,6 +256,17 @@ class BenchOptimizerTest(CliTest):
         adamw = next(line for line in lines if line['what'] == 'preset.adamw')
         self.assertAlmostEqual(adamw['state_bytes_per_parameter'], 8, delta=0.1)
         self.assertEqual(adamw['flops'], 0)
+
+    def test_split_master_weights(self):
+        (self.folder / 'model.json').write_text(json.dumps({'model': TINY_MODEL}))
+        lines = self.lines('--config', 'model.json', '--layers', '1', '--master', 'split', '--only', 'preset.')[2:]
+        self.assertGreater(len(lines), 10)
+        for line in lines:
+            self.assertEqual(line['master'], 'split')
+            parameters = int(line['shape'].split()[0])
+            state = line['state_bytes_per_parameter'] * parameters
+            self.assertAlmostEqual(line['bytes'], 12 * parameters + 2 * state, delta=1)
+        self.assertIn('--master', self.bench('--master', 'bf16', status=2).err)
 
     def test_orthogonality_and_operations(self):
         lines = self.lines('--shapes', '160x300x3,300x160', '--only', 'newton_schulz.you')[2:]
