@@ -4,9 +4,21 @@
 #include <cmath>
 #include <limits>
 
+#include "llmc/core/split_float.h"
+
 namespace lmo {
 
 namespace {
+
+std::vector<double> read_split(Backend& backend, const Tensor& upper, const Tensor& lower) {
+    std::vector<double> values(static_cast<size_t>(upper.count()));
+    std::vector<uint16_t> high(values.size());
+    std::vector<int16_t> low(values.size());
+    backend.copy_out(high.data(), upper);
+    backend.copy_out(low.data(), lower);
+    for (size_t i = 0; i < values.size(); ++i) values[i] = join_float({high[i], low[i]});
+    return values;
+}
 
 std::vector<double> read_back(Backend& backend, const Tensor& tensor) {
     std::vector<double> values(static_cast<size_t>(tensor.count()));
@@ -75,10 +87,12 @@ SmoothnessAnalyzer::SmoothnessAnalyzer(Backend& backend, Backend& host, std::uni
     }
 }
 
-Values SmoothnessAnalyzer::to_host(const ParameterBuffer& buffer) const {
+Values SmoothnessAnalyzer::to_host(const ParameterBuffer& buffer,
+                                   const ParameterBuffer& remainders) const {
     Values values;
     for (int i = 0; i < buffer.list->size(); ++i) {
-        values.push_back(read_back(backend_, buffer[i]));
+        values.push_back(remainders.flat.empty() ? read_back(backend_, buffer[i])
+                                                 : read_split(backend_, buffer[i], remainders[i]));
     }
     return values;
 }
@@ -93,13 +107,15 @@ double SmoothnessAnalyzer::dual(const Norm& norm, const std::vector<double>& x,
     return all_finite(x) ? norm.dual(host_, x, shape) : kNaN;
 }
 
-void SmoothnessAnalyzer::before(const ParameterBuffer& weights, const ParameterBuffer& gradients) {
-    weights_ = to_host(weights);
+void SmoothnessAnalyzer::before(const ParameterBuffer& weights, const ParameterBuffer& gradients,
+                                const ParameterBuffer& remainders) {
+    weights_ = to_host(weights, remainders);
     first_gradients_ = to_host(gradients);
 }
 
-void SmoothnessAnalyzer::after(const ParameterBuffer& weights, const ParameterBuffer& gradients) {
-    const Values now = to_host(weights);
+void SmoothnessAnalyzer::after(const ParameterBuffer& weights, const ParameterBuffer& gradients,
+                               const ParameterBuffer& remainders) {
+    const Values now = to_host(weights, remainders);
     gradients_ = to_host(gradients);
     sample_ = {};
     for (const ParameterBlock& block : matrices_) {

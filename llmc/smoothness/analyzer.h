@@ -51,17 +51,20 @@ class SmoothnessAnalyzer {
     SmoothnessAnalyzer(Backend& backend, Backend& host, std::unique_ptr<Norm> norm,
                        const ParameterList& parameters, std::vector<BlockNorm> blocks = {});
 
-    // Before an update: the weights, and their gradient over a batch. Waits.
-    void before(const ParameterBuffer& weights, const ParameterBuffer& gradients);
+    // Before an update: the weights, and their gradient over a batch. Waits. Here and below
+    // `remainders` belong to bf16 weights that are split (core/split_float.h).
+    void before(const ParameterBuffer& weights, const ParameterBuffer& gradients,
+                const ParameterBuffer& remainders = {});
     // After it: the new weights, and their gradient over the same batch.
-    void after(const ParameterBuffer& weights, const ParameterBuffer& gradients);
+    void after(const ParameterBuffer& weights, const ParameterBuffer& gradients,
+               const ParameterBuffer& remainders = {});
     // The gradient at the new weights over another batch; completes the sample.
     SmoothnessSample other_batch(const ParameterBuffer& gradients);
 
   private:
     using Values = std::vector<std::vector<double>>;  // of each parameter
 
-    Values to_host(const ParameterBuffer& buffer) const;
+    Values to_host(const ParameterBuffer& buffer, const ParameterBuffer& remainders = {}) const;
     double primal(const Norm& norm, const std::vector<double>& x, const Shape& shape) const;
     double dual(const Norm& norm, const std::vector<double>& x, const Shape& shape) const;
 

@@ -79,7 +79,8 @@ struct Ownership {
         }
         if (config.log.update_norms) {  // rank 0 keeps the old weights
             Arena copy;
-            const UpdateNorms counted(*device.backend, copy, parameters, device.precision.master);
+            const UpdateNorms counted(*device.backend, copy, parameters, device.precision.master,
+                                      device.precision.split);
             bytes[0] += copy.total();
         }
         heaviest = static_cast<int>(std::max_element(bytes.begin(), bytes.end()) - bytes.begin());

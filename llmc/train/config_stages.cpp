@@ -65,14 +65,12 @@ void require_estimator(const Rules& rules, const OptimizerConfig& optimizer) {
                [&](const Json& value) { return value.get<int64_t>() % small == 0; });
 }
 
-// Stages and measurements that read or write whole fp32 weights.
+// Stages that move whole fp32 weights.
 void require_split_master(const Rules& rules) {
     rules.need("optimizer.estimator.type", "plain");
     rules.need("optimizer.estimator.clip", 0.0);
     rules.need("optimizer.outer.type", "none");
     rules.need("optimizer.communication.type", "mean");
-    rules.need("smoothness.every", 0);
-    rules.need("log.update_norms", false);
 }
 
 void require_error_feedback(const Rules& rules) {

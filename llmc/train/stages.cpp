@@ -34,7 +34,9 @@ TakeMemory memory_of_stages(Backend& backend, const Config& config, DType master
         const Sharding sharding = make_sharding(config, parameters, ranks);
         const UpdateStages counted(backend, plan, config, parameters, master, sharding, rank,
                                    ranks);
-        if (config.log.update_norms && rank == 0) UpdateNorms(backend, plan, parameters, master);
+        if (config.log.update_norms && rank == 0) {
+            UpdateNorms(backend, plan, parameters, master, config.split_master);
+        }
     };
 }
 

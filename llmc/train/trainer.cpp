@@ -84,7 +84,7 @@ Trainer::Trainer(const Config& config, Backend& backend, const std::string& chec
                           config.batch.one_rank_micro_batch),
       console_(config.run.steps, !ranks.first()) {
     if (config.log.update_norms && ranks.first()) {
-        update_norms_.emplace(backend, arena_, parameters_, precision_.master);
+        update_norms_.emplace(backend, arena_, parameters_, precision_.master, precision_.split);
     }
     arena_.workspace();  // all users have said what they need; fixed before anything is captured
     optimizer_.bind_gradients(gradients_);
@@ -195,23 +195,24 @@ Trainer::Update Trainer::update() {
     result.gradient_norm = alone_ ? loss.gradient_norm : gradient_norm();
     require_finite(result.loss, result.gradient_norm);
     result.seconds = timer.seconds();
-    if (analyzer_ && smoothness_due(step_)) analyzer_->before(weights_.master(), gradients_);
+    const ParameterBuffer &master = weights_.master(), &remainders = weights_.remainders();
+    if (analyzer_ && smoothness_due(step_)) analyzer_->before(master, gradients_, remainders);
     const bool watched = update_norms_ && logged(step_);
-    if (watched) update_norms_->before(weights_.master(), arena_.workspace());
+    if (watched) update_norms_->before(master, remainders, arena_.workspace());
     timer.restart();
     result.first = applied() == 0;
     result.rate = schedule_.next(step_, loss.followed);
     result.rate.rate = inner_rate(result.rate.rate);
     remember_decisions(result);
     if (result.first && config_.optimizer.momentum_from_weights) {
-        optimizer_.start_momentum_from(weights_.master(), result.rate.rate, weights_.remainders());
+        optimizer_.start_momentum_from(master, result.rate.rate, remainders);
     }
     apply_step(result.rate.rate);
     // Who rolls back must know which update broke the weights; else the next loss will tell.
     if (config_.run.on_nonfinite == OnNonfinite::rollback) require_finite_weights(step_);
     backend_.synchronize();
     result.seconds += timer.seconds();
-    if (watched) update_norms_->after(weights_.master(), arena_.workspace());
+    if (watched) update_norms_->after(master, remainders, arena_.workspace());
     result.spike = spikes_.observe(result.loss, optimizer_.gradient_norms());
     const int64_t used = samples_of(step_);
     samples_ += used;

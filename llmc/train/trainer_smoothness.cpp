@@ -32,7 +32,9 @@ void Trainer::measure_smoothness() {
     const int64_t update = step_ - 1;
     const int64_t position = update * config_.batch.sequences;
     const double loss = gradient_of_batch(config_.data.seed, position);
-    ranks_.on_first("norms", [this] { analyzer_->after(weights_.master(), gradients_); });
+    ranks_.on_first("norms", [this] {
+        analyzer_->after(weights_.master(), gradients_, weights_.remainders());
+    });
     gradient_of_batch(config_.data.seed + 1, position);
     ranks_.on_first("norms", [&] { record_smoothness(update, loss); });
 }
