@@ -22,7 +22,7 @@ enum Result : int {
     kInProgress,  // a call of a communicator that does not block has not ended
 };
 
-enum DataType : int { kFloat32 = 7, kFloat64 = 8 };
+enum DataType : int { kUint8 = 1, kFloat32 = 7, kFloat64 = 8 };
 enum Operation : int { kSum = 0 };
 
 struct UniqueId {

@@ -102,8 +102,11 @@ void NcclCommunicator::share(std::span<const OwnedTensor> parts) {
     const char* const doing = "sharing from the owners";
     grouped(doing, [&] {
         for (const auto& [tensor, owner] : parts) {
-            check(nccl::library().broadcast(tensor.data, tensor.data, count_of(tensor),
-                                            type_of(tensor), owner, communicator_, stream_),
+            const bool half = size_of(tensor.dtype) == 2;  // bits, whatever they mean
+            check(nccl::library().broadcast(tensor.data, tensor.data,
+                                            half ? tensor.bytes() : count_of(tensor),
+                                            half ? nccl::kUint8 : type_of(tensor), owner,
+                                            communicator_, stream_),
                   doing);
         }
     });

@@ -41,7 +41,8 @@ class HostCollectives : public Collectives {
         });
     }
     void share(const Tensor& flat, const std::vector<Piece>& pieces, const char* what) override {
-        on_host(flat, [&](auto* values) { ranks_.share(values, pieces, what); });
+        const auto share = [&](auto* values) { ranks_.share(values, pieces, what); };
+        size_of(flat.dtype) == 2 ? on_host_as<uint16_t>(flat, share) : on_host(flat, share);
     }
     bool overlaps() const override { return false; }
     void sum_to_owners(const Tensor& flat, const std::vector<Bucket>& buckets,
@@ -61,15 +62,16 @@ class HostCollectives : public Collectives {
   private:
     template <typename Change>
     void on_host(const Tensor& tensor, Change change) {
+        assert(tensor.dtype == DType::f32 || tensor.dtype == DType::f64);
+        tensor.dtype == DType::f64 ? on_host_as<double>(tensor, change)
+                                   : on_host_as<float>(tensor, change);
+    }
+    template <typename Value, typename Change>
+    void on_host_as(const Tensor& tensor, Change change) {
         if (ranks_.size() == 1) return;
         host_.resize(tensor.bytes());
         backend_.copy_out(host_.data(), tensor);
-        if (tensor.dtype == DType::f64) {
-            change(reinterpret_cast<double*>(host_.data()));
-        } else {
-            assert(tensor.dtype == DType::f32);
-            change(reinterpret_cast<float*>(host_.data()));
-        }
+        change(reinterpret_cast<Value*>(host_.data()));
         backend_.copy_in(tensor, host_.data());
     }
 

@@ -35,7 +35,7 @@ class Collectives {
     // The sum divided by the number of ranks, on the owners.
     virtual void mean_to_owners(const Tensor& flat, const std::vector<Piece>& pieces,
                                 const char* what) = 0;
-    // Every rank gets each piece from its owner.
+    // Every rank gets each piece from its owner; of 16-bit types too.
     virtual void share(const Tensor& flat, const std::vector<Piece>& pieces, const char* what) = 0;
 
     // Whether tensors can travel while the backend computes. Where not, these do the same at once.

@@ -165,6 +165,9 @@ void Ranks::share(float* values, const std::vector<Piece>& pieces, const char* w
 void Ranks::share(double* values, const std::vector<Piece>& pieces, const char* what) {
     share_typed(values, pieces, what);
 }
+void Ranks::share(uint16_t* values, const std::vector<Piece>& pieces, const char* what) {
+    share_typed(values, pieces, what);
+}
 
 // The others take part by counting it.
 void Ranks::hand_to_first(int owner, void* data, size_t bytes, const char* what) {

@@ -46,6 +46,7 @@ class Ranks {
     // Every rank gets each piece from its owner.
     void share(float* values, const std::vector<Piece>& pieces, const char* what);
     void share(double* values, const std::vector<Piece>& pieces, const char* what);
+    void share(uint16_t* values, const std::vector<Piece>& pieces, const char* what);
     // out[r] goes to rank r, whose bytes for this one fill in[r]; sizes are known on both sides.
     // What a rank has for itself stays where it is.
     void exchange(const std::vector<std::vector<std::byte>>& out,

@@ -330,7 +330,6 @@ void run_plan(Config config, const PlanOptions& options) {
     }
     cut_over_ranks(config, static_cast<int>(options.ranks));
     const Device device(config, options.device.empty() ? config.run.device : options.device);
-    require_whole_weights(device.precision, static_cast<int>(options.ranks));
     Arena whole;  // refuses absurd sizes before anything is done by tensor
     plan_memory(*device.backend, whole, config.model, device.precision, config.batch.micro_batch,
                 memory_of_stages(*device.backend, config, device.precision.master, 0, 1));

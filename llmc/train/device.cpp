@@ -81,12 +81,6 @@ ModelPrecision choose_precision(const Config& config, const Backend& backend) {
     return {compute, config.residual, DType::f32, config.split_master};
 }
 
-void require_whole_weights(const ModelPrecision& precision, int ranks) {
-    if (!precision.split || ranks == 1) return;
-    throw UsageError("precision.master = \"split\": " + std::to_string(ranks) +
-                     " ranks exchange fp32 weights; expected \"fp32\", or one rank");
-}
-
 void require_attention(const LlamaConfig& config, const ModelPrecision& precision,
                        const Backend& backend) {
     if (!config.library_attention) return;

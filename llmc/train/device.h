@@ -18,9 +18,6 @@ std::unique_ptr<Backend> make_backend(const std::string& device, int threads,
 
 ModelPrecision choose_precision(const Config& config, const Backend& backend);
 
-// Throws UsageError where several ranks would have split weights.
-void require_whole_weights(const ModelPrecision& precision, int ranks);
-
 // Throws UsageError where this backend does not have the attention of model.attention.
 void require_attention(const LlamaConfig& config, const ModelPrecision& precision,
                        const Backend& backend);

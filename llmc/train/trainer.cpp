@@ -36,7 +36,6 @@ ExitStatus train(Config config, const std::string& resume, Ranks& ranks) {
     const std::unique_ptr<Collectives> collectives = make_collectives(*backend, ranks);
     const ModelPrecision precision = choose_precision(config, *backend);
     require_attention(config.model, precision, *backend);
-    require_whole_weights(precision, ranks.size());
     require_memory(
         *backend, config.model, precision, config.batch.micro_batch,
         memory_of_stages(*backend, config, precision.master, ranks.rank(), ranks.size()));

@@ -55,6 +55,7 @@ static_assert(static_cast<int>(ncclInvalidArgument) == ours::kInvalidArgument);
 static_assert(static_cast<int>(ncclInvalidUsage) == ours::kInvalidUsage);
 static_assert(static_cast<int>(ncclRemoteError) == ours::kRemoteError);
 static_assert(static_cast<int>(ncclInProgress) == ours::kInProgress);
+static_assert(static_cast<int>(ncclUint8) == ours::kUint8);
 static_assert(static_cast<int>(ncclFloat32) == ours::kFloat32);
 static_assert(static_cast<int>(ncclFloat64) == ours::kFloat64);
 static_assert(static_cast<int>(ncclSum) == ours::kSum);

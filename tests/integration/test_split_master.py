@@ -6,6 +6,7 @@ import subprocess
 import numpy as np
 from cli import ROOT, CliTest
 from emulated import EmulatedTest
+from test_gpu_ranks import GpuRanksTest
 
 BF16 = {'compute': 'bf16'}
 SPLIT = {'compute': 'bf16', 'master': 'split'}
@@ -82,6 +83,22 @@ class SplitMasterTest(CliTest):
         for one, other in zip(*losses):
             self.assertAlmostEqual(one / other, 1, delta=1e-4)
 
+    def test_several_ranks_share_both_halves(self):
+        ranks = ('--gpus', 2, '--device', 'cpu')
+        changes = {'optimizer': self.optimizer('muon'), 'checkpoint': {'every': 2, 'keep': 0},
+                   'batch': {'micro_batch': None}, 'run': {'threads': 1}}
+        self.config({**changes, 'precision': BF16})
+        self.train('--set', 'run.dir=fp32', '--set', 'run.steps=4', *ranks)
+        self.config({**changes, 'precision': SPLIT})
+        for run in ('whole', 'parts'):
+            self.train('--set', f'run.dir={run}', '--set', 'run.steps=4', *ranks)
+        subprocess.run(['rm', '-r', self.checkpoint(4, 'parts')], check=True)
+        self.train('--set', 'run.dir=parts', '--set', 'run.steps=4', *ranks)
+        self.assert_same_run('whole', 'parts', 4)
+        for one, other in zip(self.metrics('fp32', 'train'), self.metrics('whole', 'train')):
+            self.assertAlmostEqual(one['loss'] / other['loss'], 1, delta=1e-4)
+            self.assertEqual(one['down_bytes'], other['down_bytes'])
+
     def test_evaluation_and_export_read_it(self):
         self.config({'optimizer': self.optimizer('lion'), 'precision': SPLIT, 'eval': {'batches': 24}})
         self.train()
@@ -146,11 +163,17 @@ class SplitMasterTest(CliTest):
             result = self.train(status=2)
             for word in words:
                 self.assertIn(word, result.err)
-        self.config({'precision': SPLIT})
-        for command in (['train', '--device', 'cpu', '--gpus', 2], ['plan', '--ranks', 2]):
-            result = self.run_cli(*command, '--config', 'config.json')
-            self.assertEqual(result.status, 2, result.out + result.err)
-            self.assertIn('precision.master', result.err)
+
+
+class EmulatedRanksTest(GpuRanksTest):
+    def test_ranks_on_gpus_share_both_halves(self):
+        self.config({**self.base, 'precision': SPLIT})
+        for run, order in (('one', '1'), ('other', '6')):
+            self.ranks(2, run=run, environment={'LMO_EMULATOR_ORDER': order, 'LMO_EMULATOR_STREAMS': 'random'})
+        self.assert_same_run('one', 'other', 6)
+        self.config({**self.base, 'precision': BF16})
+        self.ranks(2, run='fp32')
+        self.assert_close('one', 'fp32', 1e-3)
 
 
 class EmulatedSplitMasterTest(EmulatedTest):

@@ -86,6 +86,22 @@ TEST_P(CommunicatorTest, Doubles) {
     EXPECT_EQ(values, expected);
 }
 
+// Of split weights: bits of 16 that mean different things.
+TEST_P(CommunicatorTest, SharesHalves) {
+    for (const DType type : {DType::bf16, DType::i16}) {
+        const std::vector<uint16_t> expected = {0x8000, 0x7fff, 0xffff, 0, 0x1234};
+        if (tensor_.data) backend_->release(tensor_.data);
+        tensor_ = {backend_->allocate(2 * expected.size()), type, {5}};
+        backend_->copy_in(tensor_, expected.data());
+        const OwnedTensor parts[] = {{tensor_.slice(0, {2}), 0}, {tensor_.slice(2, {3}), 0}};
+        communicator_->share(parts);
+        wait();
+        std::vector<uint16_t> values(expected.size());
+        backend_->copy_out(values.data(), tensor_);
+        EXPECT_EQ(values, expected);
+    }
+}
+
 TEST_P(CommunicatorTest, AbortMayComeAtAnyTime) {
     put(DType::f32, {1.0});
     communicator_->sum(tensor_);

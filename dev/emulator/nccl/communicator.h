@@ -24,7 +24,9 @@ struct Call {
     int root;  // -1: none
     cudaStream_t stream;
 
-    size_t bytes() const { return count * (type == nccl::kFloat64 ? 8 : 4); }
+    size_t bytes() const {
+        return count * (type == nccl::kFloat64 ? 8 : (type == nccl::kFloat32 ? 4 : 1));
+    }
     // Whether a rank's data goes to the others, and whether it gets a result.
     bool gives(int rank) const { return kind != Kind::broadcast || rank == root; }
     bool takes(int rank) const {

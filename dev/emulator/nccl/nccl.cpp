@@ -37,7 +37,9 @@ nccl::Result end_group() {
 }
 
 nccl::Result add(nccl::Communicator* handle, const Call& call) {
-    if (call.type != nccl::kFloat32 && call.type != nccl::kFloat64) return nccl::kInvalidArgument;
+    const bool adds = call.type == nccl::kFloat32 || call.type == nccl::kFloat64;
+    const bool shares = call.type == nccl::kUint8 && call.kind == Kind::broadcast;
+    if (!adds && !shares) return nccl::kInvalidArgument;
     Communicator& communicator = find(handle);
     if (!communicator.idle()) {
         last_error() = "stand-in: the call before this one has not ended";
