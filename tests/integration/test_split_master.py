@@ -3,31 +3,29 @@ import json
 import struct
 import subprocess
 
-import numpy as np
-from cli import ROOT, CliTest
+from cli import CliTest
 from emulated import EmulatedTest
 from test_gpu_ranks import GpuRanksTest
 
 BF16 = {'compute': 'bf16'}
 SPLIT = {'compute': 'bf16', 'master': 'split'}
 REFUSED = {'ef21-muon', 'muon-igt', 'nsgd-storm', 'nsgd-hessian'}
-PRESETS = sorted(path.stem for path in (ROOT / 'configs' / 'optimizer').glob('*.json'))
 
 
 def read_tensors(path):
-    """Name: 1-D array, bf16 as its bits."""
+    """Name: the bits of its elements."""
     data = path.read_bytes()
     length = struct.unpack('<Q', data[:8])[0]
-    types = {'BF16': '<u2', 'F32': '<u4'}
+    types = {'BF16': 'H', 'F32': 'I'}
     tensors = {}
     for name, entry in json.loads(data[8:8 + length]).items():
         if name != '__metadata__':
             begin, end = (8 + length + offset for offset in entry['data_offsets'])
-            tensors[name] = np.frombuffer(data[begin:end], types[entry['dtype']])
+            tensors[name] = [bits for bits, in struct.iter_unpack('<' + types[entry['dtype']], data[begin:end])]
     return tensors
 
 
-class SplitMasterTest(CliTest):
+class SplitMasterBase(CliTest):
     def optimizer(self, preset):
         return {'preset': preset, 'lr': 0.003, 'weight_decay': 0.1}
 
@@ -39,10 +37,8 @@ class SplitMasterTest(CliTest):
         self.assertIn('resumed after 2 updates', result.out)
         self.assert_same_run('whole', 'parts', 4)
 
-    def test_every_preset_resumes_exactly_and_stores_fp32(self):
-        for preset in PRESETS:
-            if preset in REFUSED:
-                continue
+    def resume_presets(self, presets):
+        for preset in presets:
             with self.subTest(preset):
                 subprocess.run(['rm', '-rf', 'whole', 'parts'], cwd=self.folder, check=True)
                 self.config({'optimizer': self.optimizer(preset), 'precision': SPLIT,
@@ -51,9 +47,14 @@ class SplitMasterTest(CliTest):
                 model = read_tensors(self.checkpoint(4, 'whole') / 'model.safetensors')
                 stored = read_tensors(self.checkpoint(4, 'whole') / 'optimizer.safetensors')
                 for name, halves in model.items():
-                    master = stored[name + '.master'].astype(np.uint64)
-                    self.assertTrue(np.array_equal((master + 0x8000) >> 16, halves), name)
-                    self.assertTrue(np.any(master & 0xffff), name)
+                    master = stored[name + '.master']
+                    self.assertEqual([(bits + 0x8000) >> 16 for bits in master], halves, name)
+                    self.assertTrue(any(bits & 0xffff for bits in master), name)
+
+
+class SplitMasterTest(SplitMasterBase):
+    def test_resumes_exactly_and_stores_fp32(self):
+        self.resume_presets(('adamw', 'muon-clip', 'nsgd', 'soda'))
 
     def test_is_the_run_with_fp32_masters_but_for_ties(self):
         losses = []
@@ -69,14 +70,10 @@ class SplitMasterTest(CliTest):
     def test_checkpoints_are_those_of_fp32_masters(self):
         self.config({'optimizer': self.optimizer('adamw'), 'precision': BF16, 'checkpoint': {'every': 4, 'keep': 0}})
         for run, masters in (('one', ('fp32', 'split')), ('other', ('split', 'fp32'))):
-            for steps, master in zip((4, 8), masters):
-                # The end of a schedule is the run's: a constant rate goes on.
-                result = self.train('--set', f'run.dir={run}', '--set', f'precision.master={master}',
-                                    '--set', 'run.steps=8', *([] if steps == 8 else ['--set', 'checkpoint.keep=0']))
-                if steps == 4:
-                    subprocess.run(['rm', '-r', self.checkpoint(8, run)], check=True)
-                else:
-                    self.assertIn('resumed after 4 updates', result.out)
+            self.train('--set', f'run.dir={run}', '--set', f'precision.master={masters[0]}')
+            subprocess.run(['rm', '-r', self.checkpoint(8, run)], check=True)
+            result = self.train('--set', f'run.dir={run}', '--set', f'precision.master={masters[1]}')
+            self.assertIn('resumed after 4 updates', result.out)
         names = [set(read_tensors(self.checkpoint(8, run) / 'optimizer.safetensors')) for run in ('one', 'other')]
         self.assertEqual(*names)
         losses = [[line['loss'] for line in self.metrics(run, 'train')] for run in ('one', 'other')]
@@ -97,7 +94,7 @@ class SplitMasterTest(CliTest):
         self.assert_same_run('whole', 'parts', 4)
         for one, other in zip(self.metrics('fp32', 'train'), self.metrics('whole', 'train')):
             self.assertAlmostEqual(one['loss'] / other['loss'], 1, delta=1e-4)
-            self.assertEqual(one['down_bytes'], other['down_bytes'])
+            self.assertAlmostEqual(one['down_bytes'] / other['down_bytes'], 1, delta=1e-2)
 
     def test_evaluation_and_export_read_it(self):
         self.config({'optimizer': self.optimizer('lion'), 'precision': SPLIT, 'eval': {'batches': 24}})
