@@ -1,6 +1,7 @@
 // A whole update of elementwise directions in one launch for a list of tensors: momentum, direction
 // and new weights (update_elements.cuh), each element of each list read and written once. Bytes an
-// element, fp32 tensors with a bf16 copy of the weights (2 less without one, and with split weights):
+// element, fp32 tensors with a bf16 copy of the weights (2 less without one, and with split
+// weights):
 //
 //   stateless   g read, w read and written                  14
 //   momentum    and m read and written                      22  Lion, Signum, Scion's sign and RMS

@@ -103,10 +103,9 @@ void NcclCommunicator::share(std::span<const OwnedTensor> parts) {
     grouped(doing, [&] {
         for (const auto& [tensor, owner] : parts) {
             const bool half = size_of(tensor.dtype) == 2;  // bits, whatever they mean
-            check(nccl::library().broadcast(tensor.data, tensor.data,
-                                            half ? tensor.bytes() : count_of(tensor),
-                                            half ? nccl::kUint8 : type_of(tensor), owner,
-                                            communicator_, stream_),
+            check(nccl::library().broadcast(
+                      tensor.data, tensor.data, half ? tensor.bytes() : count_of(tensor),
+                      half ? nccl::kUint8 : type_of(tensor), owner, communicator_, stream_),
                   doing);
         }
     });

@@ -241,12 +241,11 @@ void CudaBackend::join_weights(const JoinWeights& op) {
     assert(all_of_type(op.high, DType::bf16) && all_of_type(op.low, DType::i16));
     assert(all_float(op.out));
     assert(same_counts(op.high, op.low) && same_counts(op.high, op.out));
-    launch_update(LMO_KERNEL(update_kernel<JoinUpdate>), stream_, JoinUpdate{}, op.out.size(),
-                  [&](size_t i) -> JoinUpdate::Lists::Entry {
-                      return {{op.high[i].data, op.low[i].data, op.out[i].data},
-                              op.out[i].count(),
-                              {}};
-                  });
+    launch_update(
+        LMO_KERNEL(update_kernel<JoinUpdate>), stream_, JoinUpdate{}, op.out.size(),
+        [&](size_t i) -> JoinUpdate::Lists::Entry {
+            return {{op.high[i].data, op.low[i].data, op.out[i].data}, op.out[i].count(), {}};
+        });
 }
 
 }  // namespace lmo::cuda

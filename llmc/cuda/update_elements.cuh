@@ -144,8 +144,6 @@ __device__ __forceinline__ float new_weight(const VariedCoefficients& c, float w
 
 // ---- lists --------------------------------------------------------------------------------------
 
-inline bool all_float(std::span<const Tensor> tensors) {
-    return all_of_type(tensors, DType::f32);
-}
+inline bool all_float(std::span<const Tensor> tensors) { return all_of_type(tensors, DType::f32); }
 
 }  // namespace lmo::cuda

@@ -47,8 +47,8 @@ const char* format_name(DType type) {
 }
 
 bool parse_dtype(const std::string& name, DType* type) {
-    for (DType known : {DType::f64, DType::f32, DType::f16, DType::bf16, DType::i32, DType::u16,
-                        DType::i16}) {
+    for (DType known :
+         {DType::f64, DType::f32, DType::f16, DType::bf16, DType::i32, DType::u16, DType::i16}) {
         if (name == format_name(known)) {
             *type = known;
             return true;

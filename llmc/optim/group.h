@@ -40,7 +40,7 @@ struct GroupPart {
     std::vector<double> radius, other_radius, decay, l0, l1;
     std::vector<Tensor> states[kStateSlots];
     std::vector<Tensor> weights, copies, remainders, gradients, scratch;  // views
-    Tensor step;                                              // fp64: updates done of these blocks
+    Tensor step;  // fp64: updates done of these blocks
 
     const std::vector<Tensor>& state(StateSlot slot) const {
         return states[static_cast<size_t>(slot)];

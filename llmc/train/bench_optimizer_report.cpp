@@ -62,8 +62,10 @@ void OptimizerReport::add(const std::string& what, const Ceiling& ceiling, DType
 }
 
 void OptimizerReport::add(const PresetRow& row, const std::string& shape) {
-    ordered_json line{
-        {"what", "preset." + row.preset}, {"shape", shape}, {"dtype", "fp32"}, {"master", row.master}};
+    ordered_json line{{"what", "preset." + row.preset},
+                      {"shape", shape},
+                      {"dtype", "fp32"},
+                      {"master", row.master}};
     if (row.error.empty()) {
         add_times(line, row.update);
         line["norm_ms"] = row.norm.seconds * 1e3;

@@ -136,15 +136,13 @@ void Trainer::add_up_owned(std::vector<double>& sums) {
 
 void Trainer::share_weights() {
     const int64_t before = collectives_.bytes_sent();
+    if (precision_.split && ranks_.size() > 1 && !drifting_) {  // the next pass does not read them
+        collectives_.share(weights_.remainders().flat, sharding_.pieces,
+                           "remainders of new weights");
+    }
     if (stages_.feedback && stages_.feedback->compresses_down()) {
         stages_.feedback->send_down(weights_.master(), ranks_);
         weights_.refresh_copies();
-    } else if (precision_.split) {
-        if (ranks_.size() > 1 && !drifting_) {
-            collectives_.share(weights_.master().flat, sharding_.pieces, "new weights");
-            collectives_.share(weights_.remainders().flat, sharding_.pieces,
-                               "remainders of new weights");
-        }
     } else if (overlap_) {
         const auto refresh = [this](const Bucket& bucket) {
             if (bucket.pieces.empty()) return;
