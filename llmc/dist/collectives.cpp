@@ -50,9 +50,11 @@ class HostCollectives : public Collectives {
         sum_to_owners(flat, all_pieces(buckets), what);
     }
     void begin_sharing(const Tensor& flat, const std::vector<Bucket>& buckets,
-                       const std::function<void(const Bucket&)>& then, const char* what) override {
+                       const std::function<void(const Bucket&)>& then, const Tensor& behind,
+                       const char* what) override {
         share(flat, all_pieces(buckets), what);
         for (const Bucket& bucket : buckets) then(bucket);
+        if (!behind.empty()) share(behind, all_pieces(buckets), what);
     }
     void finish_sharing() override {}
     void abort() override {}
@@ -130,7 +132,8 @@ class DeviceCollectives : public Collectives {
         finish(what);
     }
     void begin_sharing(const Tensor& flat, const std::vector<Bucket>& buckets,
-                       const std::function<void(const Bucket&)>& then, const char* what) override {
+                       const std::function<void(const Bucket&)>& then, const Tensor& behind,
+                       const char* what) override {
         ranks_.barrier(what);
         follow();
         for (const Bucket& bucket : buckets) {
@@ -140,6 +143,11 @@ class DeviceCollectives : public Collectives {
                 for (const size_t milestone : bucket.milestones) backend_.reach(milestone);
             });
             bytes_sent_ += (ranks_.size() - 1) * owned_bytes(flat, bucket.pieces, true);
+        }
+        if (!behind.empty()) {
+            const std::vector<Piece> pieces = all_pieces(buckets);
+            issue(what, [&] { communicator_->share(parts(behind, pieces)); });
+            bytes_sent_ += (ranks_.size() - 1) * owned_bytes(behind, pieces, true);
         }
         sharing_ = what;
     }

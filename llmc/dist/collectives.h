@@ -46,11 +46,11 @@ class Collectives {
                                const char* what) = 0;
     // Begins to share what was computed so far, bucket by bucket; then(bucket) issues what is to be
     // done with each that has come. Behind await() of its milestones the backend may read it.
-    // Before anything waits for the backend, or it writes there, finish_sharing() must have been
+    // `behind`, where it is not empty, has the same pieces and follows all buckets. Before anything waits for the backend, or it writes there, finish_sharing() must have been
     // called.
     virtual void begin_sharing(const Tensor& flat, const std::vector<Bucket>& buckets,
                                const std::function<void(const Bucket&)>& then,
-                               const char* what) = 0;
+                               const Tensor& behind, const char* what) = 0;
     virtual void finish_sharing() = 0;
     // Gives up what is under way: nothing on this device waits for other ranks any more.
     virtual void abort() = 0;

@@ -211,7 +211,10 @@ Trainer::Update Trainer::update() {
     if (config_.run.on_nonfinite == OnNonfinite::rollback) require_finite_weights(step_);
     backend_.synchronize();
     result.seconds += timer.seconds();
-    if (watched) update_norms_->after(master, remainders, arena_.workspace());
+    if (watched) {
+        weights_.settle();
+        update_norms_->after(master, remainders, arena_.workspace());
+    }
     result.spike = spikes_.observe(result.loss, optimizer_.gradient_norms());
     const int64_t used = samples_of(step_);
     samples_ += used;

@@ -136,10 +136,6 @@ void Trainer::add_up_owned(std::vector<double>& sums) {
 
 void Trainer::share_weights() {
     const int64_t before = collectives_.bytes_sent();
-    if (precision_.split && ranks_.size() > 1 && !drifting_) {  // the next pass does not read them
-        collectives_.share(weights_.remainders().flat, sharding_.pieces,
-                           "remainders of new weights");
-    }
     if (stages_.feedback && stages_.feedback->compresses_down()) {
         stages_.feedback->send_down(weights_.master(), ranks_);
         weights_.refresh_copies();
@@ -150,10 +146,13 @@ void Trainer::share_weights() {
             weights_.refresh_copies(first.offset, last.offset + last.count - first.offset);
         };
         collectives_.begin_sharing(weights_.master().flat, overlap_->weights, refresh,
-                                   "new weights");
+                                   weights_.remainders().flat, "new weights");
         weights_.expect([this] { collectives_.finish_sharing(); });
     } else if (ranks_.size() > 1 && !drifting_) {
         collectives_.share(weights_.master().flat, sharding_.pieces, "new weights");
+        if (precision_.split) {
+            collectives_.share(weights_.remainders().flat, sharding_.pieces, "new weights");
+        }
         weights_.refresh_copies();
     }
     sent_down_ = collectives_.bytes_sent() - before;
