@@ -20,12 +20,9 @@ std::vector<int> deal(const std::vector<double>& costs, int ranks) {
     return owners;
 }
 
-Packing::Packing(const std::vector<Piece>& pieces, int owner) {
-    for (const Piece& piece : pieces) {
-        if (piece.owner != owner) continue;
-        pieces_.push_back(piece);
-        length_ += piece.count;
-    }
+void Packing::add(const Piece& piece) {
+    pieces_.push_back(piece);
+    length_ += piece.count;
 }
 
 Range Range::common(const Range& other) const {
@@ -33,11 +30,10 @@ Range Range::common(const Range& other) const {
     return {from, std::max(from, std::min(end, other.end))};
 }
 
-OwnedSequence::OwnedSequence(const std::vector<Piece>& pieces, int ranks) : starts_{0} {
-    for (int r = 0; r < ranks; ++r) {
-        packings_.emplace_back(pieces, r);
-        starts_.push_back(starts_.back() + packings_.back().length());
-    }
+OwnedSequence::OwnedSequence(const std::vector<Piece>& pieces, int ranks)
+    : packings_(static_cast<size_t>(ranks)), starts_{0} {
+    for (const Piece& piece : pieces) packings_[static_cast<size_t>(piece.owner)].add(piece);
+    for (const Packing& packing : packings_) starts_.push_back(starts_.back() + packing.length());
 }
 
 Range OwnedSequence::owned(int rank) const {

@@ -1,6 +1,7 @@
-// Who updates what: ZeRO-1 by whole blocks. Every rank holds all weights, but gradients are summed,
-// optimizer states kept and updates computed by the owner of a block alone, which then shares the
-// new weights. A matrix is never cut, as its norm needs all of it.
+// Who updates what: ZeRO-1 by blocks and slices of them. Every rank holds all weights, but gradients
+// are summed, optimizer states kept and updates computed by the owner of a block alone, which then
+// shares the new weights. Blocks whose update is elementwise are cut, so that every rank owns a
+// slice; a matrix whose norm needs all of it is not.
 #pragma once
 
 #include <cstddef>
@@ -23,7 +24,7 @@ std::vector<int> deal(const std::vector<double>& costs, int ranks);
 // The elements of one owner, piece after piece, as one sequence.
 class Packing {
   public:
-    Packing(const std::vector<Piece>& pieces, int owner);
+    void add(const Piece& piece);
     int64_t length() const { return length_; }
 
     // Copies elements [begin, end) of the sequence out of the buffer, or back into it.

@@ -53,6 +53,7 @@ double frobenius(std::span<const double> x) {
 class NoNorm : public Norm {
   public:
     NormType type() const override { return NormType::none; }
+    Cut cut() const override { return Cut::anywhere; }
     void check(const std::string&, const Shape&) const override {}
     void direction(Backend&, std::span<const Tensor>, const Tensor&) const override {}
     std::optional<FusedDirection> fused() const override { return FusedDirection{}; }
@@ -70,6 +71,7 @@ class NoNorm : public Norm {
 class SignNorm : public Norm {
   public:
     NormType type() const override { return NormType::sign; }
+    Cut cut() const override { return Cut::anywhere; }
     void check(const std::string&, const Shape&) const override {}
     void direction(Backend& backend, std::span<const Tensor> x, const Tensor&) const override {
         backend.sign({x});
@@ -135,6 +137,7 @@ class LineNorm : public Norm {
   public:
     explicit LineNorm(bool columns) : columns_(columns) {}
     NormType type() const override { return columns_ ? NormType::column : NormType::row; }
+    Cut cut() const override { return columns_ ? Cut::nowhere : Cut::between_rows; }
     void check(const std::string&, const Shape&) const override {}
     void direction(Backend& backend, std::span<const Tensor> x, const Tensor&) const override {
         backend.line_normalize({x, columns_, kFrobeniusEps});

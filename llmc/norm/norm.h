@@ -35,10 +35,14 @@ struct NormConfig {
     double p = 2.0;                 // schatten only: >= 1, may be infinite
 };
 
+// Where a tensor may be cut so that the direction of the whole is those of its parts.
+enum class Cut { nowhere, between_rows, anywhere };
+
 class Norm {
   public:
     virtual ~Norm() = default;
     virtual NormType type() const = 0;
+    virtual Cut cut() const { return Cut::nowhere; }
 
     // Throws UsageError naming `tensor` when the norm is not defined for the shape.
     virtual void check(const std::string& tensor, const Shape& shape) const = 0;

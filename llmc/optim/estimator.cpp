@@ -17,6 +17,16 @@ std::vector<Tensor> views(const ParameterBuffer& buffer) {
     return result;
 }
 
+// Of what is owned of each parameter; nothing of some.
+std::vector<Tensor> views(const ParameterBuffer& buffer, const std::vector<Slice>& own) {
+    std::vector<Tensor> result;
+    for (int i = 0; i < buffer.list->size(); ++i) {
+        const Slice& slice = own[static_cast<size_t>(i)];
+        if (slice.count > 0) result.push_back(slice_of(buffer, i, slice));
+    }
+    return result;
+}
+
 }  // namespace
 
 double beta_of(double beta, double eta_power, int64_t applied) {
@@ -53,7 +63,7 @@ double EstimatorConfig::batches(int64_t large) const {
 
 Estimator::Estimator(Backend& backend, Arena& arena, const EstimatorConfig& config,
                      const ParameterList& parameters, DType master,
-                     const std::function<bool(int)>& owned)
+                     const OwnedElements& owned)
     : backend_(backend), arena_(arena), config_(config) {
     const auto take = [&](const char* part = "estimator") {
         return ParameterBuffer{&parameters, arena.take(part, master, {parameters.buffer_length()})};
@@ -69,14 +79,14 @@ Estimator::Estimator(Backend& backend, Arena& arena, const EstimatorConfig& conf
         }
     }
     if (config.corrects()) correction_ = take();
-    if (config.type == EstimatorType::page) {
-        estimates_.resize(static_cast<size_t>(parameters.size()));
-        for (int i = 0; i < parameters.size(); ++i) {
-            if (owned && !owned(i)) continue;
-            Tensor& estimate = estimates_[static_cast<size_t>(i)];
-            estimate = arena.take("optimizer state", master, parameters[i].shape);
-            states_.push_back({parameters[i].name + ".estimate", estimate});
-        }
+    for (int i = 0; i < parameters.size(); ++i) {
+        const Slice own = owned_of(owned, parameters, i);
+        own_.push_back(own);
+        if (config.type != EstimatorType::page || own.count == 0) continue;
+        const Shape& whole = parameters[i].shape;
+        estimates_.push_back(arena.take("optimizer state", master, shape_of(whole, own)));
+        states_.push_back({parameters[i].name + ".estimate", estimates_.back(), false,
+                           Spread::owner, whole, own.begin});
     }
     if (config.clips()) squares_ = arena.take("estimator", DType::f64, {parameters.size()});
 }
@@ -115,9 +125,7 @@ std::vector<GradientRequest> Estimator::requests(int64_t update, int64_t applied
 
 void Estimator::initialise(const ParameterBuffer& weights) {
     if (!previous_.flat.empty()) remember(weights);
-    for (const Tensor& estimate : estimates_) {
-        if (!estimate.empty()) backend_.zero(estimate);
-    }
+    for (const Tensor& estimate : estimates_) backend_.zero(estimate);
 }
 
 void Estimator::leave(const ParameterBuffer& weights) { backend_.copy(here_.flat, weights.flat); }
@@ -154,11 +162,19 @@ void Estimator::add(const ParameterBuffer& gradients, const std::vector<Gradient
     backend_.momentum({g, sum, {}, c, 1.0 + c * weight, 1.0, weight});
 }
 
-std::vector<double> Estimator::squares(const ParameterBuffer& buffer) {
-    const std::vector<Tensor> tensors = views(buffer);
-    backend_.sum_of_squares({tensors, squares_, arena_.workspace()});
-    std::vector<double> result(tensors.size());
-    backend_.copy_out(result.data(), squares_);
+std::vector<double> Estimator::squares(const ParameterBuffer& buffer, bool owned) {
+    const std::vector<Tensor> tensors = owned ? views(buffer, own_) : views(buffer);
+    const int64_t count = static_cast<int64_t>(tensors.size());
+    std::vector<double> sums(tensors.size()), result(own_.size(), 0.0);
+    if (count > 0) {
+        const Tensor to = squares_.slice(0, {count});
+        backend_.sum_of_squares({tensors, to, arena_.workspace()});
+        backend_.copy_out(sums.data(), to);
+    }
+    size_t next = 0;
+    for (size_t i = 0; i < own_.size(); ++i) {
+        if (!owned || own_[i].count > 0) result[i] = sums[next++];
+    }
     return result;
 }
 
@@ -167,7 +183,7 @@ double Estimator::moved(const ParameterBuffer& weights) {
     const std::vector<Tensor> x = views(here_), old = views(previous_);
     backend_.momentum({x, old, {}, -1.0, 1.0, 1.0, 0.0});
     double sum = 0.0;
-    for (const double square : squares(here_)) sum += square;
+    for (const double square : squares(here_, false)) sum += square;
     return std::sqrt(sum);
 }
 
@@ -192,14 +208,9 @@ void Estimator::clip(const ParameterBuffer& gradients, double gradient_norm, dou
 
 void Estimator::accumulate(const ParameterBuffer& gradients, bool anew) {
     if (estimates_.empty()) return;
-    std::vector<Tensor> g, v;
-    for (size_t i = 0; i < estimates_.size(); ++i) {
-        if (estimates_[i].empty()) continue;
-        g.push_back(gradients[static_cast<int>(i)]);
-        v.push_back(estimates_[i]);
-    }
+    const std::vector<Tensor> g = views(gradients, own_);
     const double old = anew ? 0.0 : 1.0;
-    backend_.momentum({g, v, {}, old, 1.0, old, 1.0});
+    backend_.momentum({g, estimates_, {}, old, 1.0, old, 1.0});
 }
 
 }  // namespace lmo

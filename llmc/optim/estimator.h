@@ -60,10 +60,10 @@ struct GradientRequest {
 class Estimator {
   public:
     // Takes memory for the weights of the update before, and what else the type needs. `owned`:
-    // which parameters' old results page keeps.
+    // of which elements page keeps old results.
     Estimator(Backend& backend, Arena& arena, const EstimatorConfig& config,
               const ParameterList& parameters, DType master,
-              const std::function<bool(int)>& owned = {});
+              const OwnedElements& owned = {});
 
     const EstimatorConfig& config() const { return config_; }
     // Of update number `update`, `applied` of which were applied: before the first one there is no
@@ -89,7 +89,8 @@ class Estimator {
               double moved, bool corrected, int64_t applied);
     const ParameterBuffer& correction() const { return correction_; }
     double moved(const ParameterBuffer& weights);                // ||d||_2; waits
-    std::vector<double> squares(const ParameterBuffer& buffer);  // of each tensor; waits
+    // Sums of squares of each tensor, or of what is owned of it; waits.
+    std::vector<double> squares(const ParameterBuffer& buffer, bool owned);
 
     // page: gradients = v + gradients, or gradients alone where `anew`: the new v.
     void accumulate(const ParameterBuffer& gradients, bool anew);
@@ -103,7 +104,8 @@ class Estimator {
     Arena& arena_;  // of the workspace
     EstimatorConfig config_;
     ParameterBuffer previous_, here_, correction_;
-    std::vector<Tensor> estimates_;  // page: by parameter; without a shape where not owned
+    std::vector<Slice> own_;         // of each parameter
+    std::vector<Tensor> estimates_;  // page: of the parameters of which something is owned
     Tensor squares_;                 // fp64, of each parameter, where something is clipped
     std::vector<StateTensor> states_;
 };

@@ -29,9 +29,9 @@ std::vector<Value> pick(const std::vector<Value>& values, const std::vector<bool
 }
 
 // Tensors of these shapes without memory, to ask for workspace sizes.
-std::vector<Tensor> shapes_only(const std::vector<ParameterBlock>& blocks, DType type) {
+std::vector<Tensor> shapes_only(const std::vector<Shape>& shapes, DType type) {
     std::vector<Tensor> tensors;
-    for (const ParameterBlock& block : blocks) tensors.push_back({nullptr, type, block.shape});
+    for (const Shape& shape : shapes) tensors.push_back({nullptr, type, shape});
     return tensors;
 }
 
@@ -85,6 +85,8 @@ std::vector<StateKind> state_kinds(const GroupConfig& config) {
 GroupPart GroupPart::only(const std::vector<bool>& chosen) const {
     GroupPart part;
     part.blocks = pick(blocks, chosen);
+    part.slices = pick(slices, chosen);
+    part.shapes = pick(shapes, chosen);
     part.radius = pick(radius, chosen);
     part.other_radius = pick(other_radius, chosen);
     part.decay = pick(decay, chosen);
@@ -100,6 +102,37 @@ GroupPart GroupPart::only(const std::vector<bool>& chosen) const {
     return part;
 }
 
+std::vector<Tensor> GroupPart::views(const ParameterBuffer& buffer) const {
+    std::vector<Tensor> tensors;
+    for (size_t i = 0; i < blocks.size(); ++i) {
+        const int64_t first = buffer.list->offset(blocks[i].first) + slices[i].begin;
+        tensors.push_back(buffer.flat.slice(first, shapes[i]));
+    }
+    return tensors;
+}
+
+// Momentum of all types and decay are elementwise; what is kept in the gradients' memory stays in
+// one piece, so that what else is there can be cleared by tensors.
+int64_t update_unit(const GroupConfig& config, const Shape& shape) {
+    const bool elementwise = config.momentum.type != MomentumType::gradient &&
+                             config.post.type == PostType::none && config.step.is_plain();
+    if (!elementwise) return shape.count();
+    Cut cut = make_norm(config.norm)->cut();
+    if (config.alternate) {
+        if (config.alternate->stable_rank > 0.0) return shape.count();
+        cut = std::min(cut, make_norm(config.alternate->norm)->cut());
+    }
+    switch (cut) {
+        case Cut::anywhere:
+            return 1;
+        case Cut::between_rows:
+            return shape.columns();
+        case Cut::nowhere:
+            break;
+    }
+    return shape.count();
+}
+
 OptimizerGroup::OptimizerGroup(const GroupConfig& config, std::vector<ParameterBlock> blocks,
                                double weight_decay, const std::string& group)
     : config_(config),
@@ -113,7 +146,7 @@ OptimizerGroup::OptimizerGroup(const GroupConfig& config, std::vector<ParameterB
     }
 }
 
-void OptimizerGroup::cut(bool by_layer) {
+void OptimizerGroup::cut(bool by_layer, const OwnedBlocks& owned) {
     // Equal shapes side by side: the spectral norm computes them as one batch.
     const auto key = [&](const ParameterBlock& block) {
         return std::tuple(by_layer ? block.layer : 0, block.shape.rank(), block.shape.rows(),
@@ -123,11 +156,15 @@ void OptimizerGroup::cut(bool by_layer) {
                      [&](const auto& a, const auto& b) { return key(a) < key(b); });
     parts.clear();
     for (const ParameterBlock& block : blocks_) {
+        const Slice slice = owned ? owned(block) : Slice{0, block.shape.count()};
+        if (slice.count == 0) continue;
         const ParameterBlock* last = parts.empty() ? nullptr : &parts.back().blocks.back();
         const bool together = last && (!by_layer || last->layer == block.layer) &&
                               (!needs_scratch() || last->shape == block.shape);
         GroupPart& part = together ? parts.back() : parts.emplace_back();
         part.blocks.push_back(block);
+        part.slices.push_back(slice);
+        part.shapes.push_back(shape_of(block.shape, slice));
         // Behind `frobenius` a direction has unit size, whatever the norm's scale.
         const auto scale = [&](const Norm& norm) {
             return config_.post.type == PostType::frobenius ? 1.0 : norm.scale(block.shape);
@@ -164,7 +201,7 @@ int64_t OptimizerGroup::scratch_elements() const {
     int64_t most = 0;
     for (const GroupPart& part : parts) {
         int64_t elements = 0;
-        for (const ParameterBlock& block : part.blocks) elements += block.shape.count();
+        for (const Slice& slice : part.slices) elements += slice.count;
         most = std::max(most, elements);
     }
     return most;
@@ -173,7 +210,7 @@ int64_t OptimizerGroup::scratch_elements() const {
 size_t OptimizerGroup::workspace_bytes(const Backend& backend, DType master) const {
     size_t bytes = 0;
     for (const GroupPart& part : parts) {
-        const std::vector<Tensor> x = shapes_only(part.blocks, master);
+        const std::vector<Tensor> x = shapes_only(part.shapes, master);
         const auto reserve = [&](size_t size) { bytes = std::max(bytes, size); };
         reserve(norm_->workspace_bytes(backend, x));
         if (const auto direction = fused()) {

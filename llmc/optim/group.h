@@ -12,6 +12,7 @@
 #include "llmc/core/parameter.h"
 #include "llmc/device/arena.h"
 #include "llmc/optim/config.h"
+#include "llmc/optim/state.h"
 
 namespace lmo {
 
@@ -26,6 +27,12 @@ struct StateKind {
 };
 std::vector<StateKind> state_kinds(const GroupConfig& config);
 
+// Which elements of a block an optimizer updates; empty: all of every block.
+using OwnedBlocks = std::function<Slice(const ParameterBlock&)>;
+
+// At multiples of how many elements a block of this shape may be cut, see update_units().
+int64_t update_unit(const GroupConfig& config, const Shape& shape);
+
 // Momentum that is linear in the gradient g: u = u_m m + u_g g and m = m_m m + m_g g of the old m,
 // after `applied` updates. (0, 1, 0, 0) for the types that have operations of their own.
 struct MomentumWeights {
@@ -34,9 +41,12 @@ struct MomentumWeights {
 MomentumWeights momentum_weights(const MomentumConfig& momentum, int64_t applied);
 
 // Some blocks of a group, and what belongs to each: all vectors are parallel to `blocks`, or empty
-// where the group has no use for them.
+// where the group has no use for them. Radii and decay are those of whole blocks; tensors are
+// slices, of these shapes.
 struct GroupPart {
     std::vector<ParameterBlock> blocks;
+    std::vector<Slice> slices;
+    std::vector<Shape> shapes;
     std::vector<double> radius, other_radius, decay, l0, l1;
     std::vector<Tensor> states[kStateSlots];
     std::vector<Tensor> weights, copies, remainders, gradients, scratch;  // views
@@ -46,6 +56,8 @@ struct GroupPart {
         return states[static_cast<size_t>(slot)];
     }
     GroupPart only(const std::vector<bool>& chosen) const;
+    // The slices of a buffer.
+    std::vector<Tensor> views(const ParameterBuffer& buffer) const;
 };
 
 // Scalars that the operations read from the device, fp64; and memory for those of a part.
@@ -62,15 +74,11 @@ class OptimizerGroup {
                    double weight_decay, const std::string& group);
 
     const GroupConfig& config() const { return config_; }
-    const std::vector<ParameterBlock>& blocks() const { return blocks_; }
 
-    // Drops the blocks that are not owned; without `owned` none.
-    void keep(const std::function<bool(const ParameterBlock&)>& owned) {
-        if (owned) std::erase_if(blocks_, [&](const auto& block) { return !owned(block); });
-    }
-    // Cuts the blocks into parts that are updated together: all, or those of one layer where layers
-    // are sampled, or those of one shape where the stages need a copy of the gradient.
-    void cut(bool by_layer);
+    // Cuts the owned blocks, or slices of them, into parts that are updated together: all, or those
+    // of one layer where layers are sampled, or those of one shape where the stages need a copy of
+    // the gradient.
+    void cut(bool by_layer, const OwnedBlocks& owned);
     std::vector<GroupPart> parts;
 
     bool needs_scratch() const;        // a copy of a part's gradients

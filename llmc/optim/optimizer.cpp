@@ -7,42 +7,11 @@
 #include <cmath>
 
 #include "llmc/core/error.h"
+#include "llmc/optim/block_groups.h"
 
 namespace lmo {
 
 namespace {
-
-std::string describe_group(const OptimizerConfig& config, size_t index) {
-    return "optimizer.groups[" + std::to_string(index) + "] (" +
-           to_string(config.groups[index].match) + ")";
-}
-
-// Index of the first group that matches.
-size_t group_of(const OptimizerConfig& config, const Parameter& parameter) {
-    for (size_t i = 0; i < config.groups.size(); ++i) {
-        if (config.groups[i].match.matches(parameter)) return i;
-    }
-    throw UsageError("optimizer.groups: no group matches the parameter " + parameter.name +
-                     " (role " + to_string(parameter.role) +
-                     "); add one, for example a last group with {\"match\": {\"role\": \"any\"}}");
-}
-
-// The group of a block, whose parameters must agree: they share one norm.
-size_t group_of(const OptimizerConfig& config, const ParameterList& parameters,
-                const ParameterBlock& block) {
-    const Parameter& first = parameters[block.first];
-    const size_t group = group_of(config, first);
-    for (int i = block.first + 1; i < block.first + block.count; ++i) {
-        const size_t other = group_of(config, parameters[i]);
-        if (other == group) continue;
-        throw UsageError("optimizer.groups: " + first.name + " is taken by " +
-                         describe_group(config, group) + " but " + parameters[i].name + " by " +
-                         describe_group(config, other) +
-                         "; they are one matrix while optimizer.qkv is fused: match them by the "
-                         "same group or set optimizer.qkv to split");
-    }
-    return group;
-}
 
 // Names in step.layers that are no block of the group would be constants that nobody uses.
 void require_known_layers(const StepConfig& step, const std::vector<ParameterBlock>& blocks,
@@ -66,6 +35,17 @@ void scale(Backend& backend, const Tensor& tensor, double factor) {
     backend.copy_out(values.data(), tensor);
     for (Value& value : values) value *= static_cast<Value>(factor);
     backend.copy_in(tensor, values.data());
+}
+
+// visit(parameter, its elements in the block) of each parameter of a block.
+template <typename Visit>
+void for_parameters(const ParameterList& parameters, const ParameterBlock& block, Visit visit) {
+    int64_t begin = 0;
+    for (int i = block.first; i < block.first + block.count; ++i) {
+        const int64_t count = parameters[i].shape.count();
+        visit(i, Slice{begin, count});
+        begin += count;
+    }
 }
 
 // Layers of the network, which parameters name.
@@ -109,28 +89,49 @@ void Optimizer::assign_blocks(const OptimizerConfig& config, const ParameterList
         }
         groups_.emplace_back(config.groups[i], blocks[i], config.weight_decay, name);
         require_known_layers(config.groups[i].step, blocks[i], name);
-        groups_.back().keep(owned);
-        groups_.back().cut(!sampling_.all());
+        groups_.back().cut(!sampling_.all(), owned);
     }
+    own_.resize(static_cast<size_t>(parameters.size()));
+    for (const OptimizerGroup& group : groups_) {
+        for (const GroupPart& part : group.parts) {
+            for (size_t b = 0; b < part.blocks.size(); ++b) {
+                for_parameters(parameters, part.blocks[b], [&](int i, const Slice& place) {
+                    own_[static_cast<size_t>(i)] = part.slices[b].within(place);
+                });
+            }
+        }
+    }
+}
+
+// The state of a block by its parameters, as checkpoints have it.
+void Optimizer::take_block_states(const ParameterList& parameters, const GroupPart& part,
+                                  size_t block, const StateKind& kind, const Tensor& state) {
+    int64_t offset = 0;
+    for_parameters(parameters, part.blocks[block], [&](int i, const Slice& place) {
+        const Shape whole = kind.per_row ? Shape{parameters[i].shape.rows()} : parameters[i].shape;
+        const Slice own =
+            kind.per_row ? Slice{0, whole.count()} : part.slices[block].within(place);
+        if (own.count == 0) return;
+        const Shape shape = shape_of(whole, own);
+        const Tensor view =
+            state.empty() ? Tensor{nullptr, state.dtype, shape} : state.slice(offset, shape);
+        states_.push_back({parameters[i].name + "." + kind.name, view, false, Spread::owner, whole,
+                           own.begin});
+        offset += own.count;
+    });
 }
 
 void Optimizer::take_states(Arena& arena, const ParameterList& parameters, DType master) {
     for (OptimizerGroup& group : groups_) {
         for (const StateKind& kind : state_kinds(group.config())) {
             for (GroupPart& part : group.parts) {
-                for (const ParameterBlock& block : part.blocks) {
-                    const Shape shape = kind.per_row ? Shape{block.shape.rows()} : block.shape;
+                for (size_t b = 0; b < part.blocks.size(); ++b) {
+                    assert(!kind.per_row || part.slices[b].is_all(part.blocks[b].shape));
+                    const Shape shape =
+                        kind.per_row ? Shape{part.blocks[b].shape.rows()} : part.shapes[b];
                     const Tensor state = arena.take("optimizer state", master, shape);
                     part.states[static_cast<size_t>(kind.slot)].push_back(state);
-                    int64_t offset = 0;
-                    for (int i = block.first; i < block.first + block.count; ++i) {
-                        const Parameter& p = parameters[i];
-                        const Shape own = kind.per_row ? Shape{p.shape.rows()} : p.shape;
-                        const Tensor view =
-                            state.empty() ? Tensor{nullptr, master, own} : state.slice(offset, own);
-                        states_.push_back({p.name + "." + kind.name, view});
-                        offset += own.count();
-                    }
+                    take_block_states(parameters, part, b, kind, state);
                 }
             }
         }
@@ -160,10 +161,10 @@ void Optimizer::take_scratch(Arena& arena, DType master) {
         if (!group.needs_scratch()) continue;
         for (GroupPart& part : group.parts) {
             int64_t offset = 0;
-            for (const ParameterBlock& block : part.blocks) {
-                part.scratch.push_back(scratch.empty() ? Tensor{nullptr, master, block.shape}
-                                                       : scratch.slice(offset, block.shape));
-                offset += block.shape.count();
+            for (const Shape& shape : part.shapes) {
+                part.scratch.push_back(scratch.empty() ? Tensor{nullptr, master, shape}
+                                                       : scratch.slice(offset, shape));
+                offset += shape.count();
             }
         }
     }
@@ -210,13 +211,15 @@ size_t Optimizer::workspace_bytes(const ParameterList& parameters, DType master)
     return bytes;
 }
 
-void Optimizer::copy_weights(const Tensor& to, const ParameterBlock& block,
+void Optimizer::copy_weights(const std::vector<Tensor>& to, const GroupPart& part,
                              const ParameterBuffer& weights,
                              const ParameterBuffer& remainders) const {
-    const Tensor from = weights[block];
-    if (remainders.flat.empty()) return backend_.copy(to, from);
-    const Tensor low = remainders[block];
-    backend_.join_weights({{&from, 1}, {&low, 1}, {&to, 1}});
+    const std::vector<Tensor> from = part.views(weights);
+    if (!remainders.flat.empty()) {
+        const std::vector<Tensor> low = part.views(remainders);
+        return backend_.join_weights({from, low, to});
+    }
+    for (size_t i = 0; i < to.size(); ++i) backend_.copy(to[i], from[i]);
 }
 
 void Optimizer::initialise(const ParameterBuffer& weights, const ParameterBuffer& remainders) {
@@ -224,9 +227,7 @@ void Optimizer::initialise(const ParameterBuffer& weights, const ParameterBuffer
     for (const OptimizerGroup& group : groups_) {
         for (const GroupPart& part : group.parts) {
             const std::vector<Tensor>& starts = part.state(StateSlot::start);
-            for (size_t i = 0; i < starts.size(); ++i) {
-                copy_weights(starts[i], part.blocks[i], weights, remainders);
-            }
+            if (!starts.empty()) copy_weights(starts, part, weights, remainders);
         }
     }
 }
@@ -236,9 +237,9 @@ void Optimizer::start_momentum_from(const ParameterBuffer& weights, double rate,
     for (const OptimizerGroup& group : groups_) {
         if (!is_sum_momentum(group.config().momentum.type)) continue;
         for (const GroupPart& part : group.parts) {
+            copy_weights(part.state(StateSlot::first), part, weights, remainders);
             for (size_t i = 0; i < part.blocks.size(); ++i) {
                 const Tensor& to = part.state(StateSlot::first)[i];
-                copy_weights(to, part.blocks[i], weights, remainders);
                 const double factor = 1.0 - rate * group.config().lr_scale * part.decay[i];
                 if (to.dtype == DType::f64) {
                     scale<double>(backend_, to, factor);
@@ -257,7 +258,11 @@ void Optimizer::bind_gradients(const ParameterBuffer& gradients) {
     gradients_ = gradients.flat;
     const ParameterList& list = *gradients.list;
     for (int i = 0; i < list.size(); ++i) {
-        gradient_views_.push_back(gradients[i]);
+        const Slice& own = own_[static_cast<size_t>(i)];
+        if (own.count > 0) {
+            gradient_views_.push_back(slice_of(gradients, i, own));
+            viewed_.push_back(i);
+        }
         const bool kept = std::find(kept_.begin(), kept_.end(), i) != kept_.end();
         if (!kept) {
             cleared_.push_back(gradients[i]);
@@ -268,11 +273,7 @@ void Optimizer::bind_gradients(const ParameterBuffer& gradients) {
         }
     }
     for (OptimizerGroup& group : groups_) {
-        for (GroupPart& part : group.parts) {
-            for (const ParameterBlock& block : part.blocks) {
-                part.gradients.push_back(gradients[block]);
-            }
-        }
+        for (GroupPart& part : group.parts) part.gradients = part.views(gradients);
     }
 }
 
@@ -293,25 +294,30 @@ void Optimizer::bind_weights(const ParameterBuffer& weights, const ParameterBuff
     copies_ = copies.flat;
     for (OptimizerGroup& group : groups_) {
         for (GroupPart& part : group.parts) {
-            for (const ParameterBlock& block : part.blocks) {
-                part.weights.push_back(weights[block]);
-                if (!copies.flat.empty()) part.copies.push_back(copies[block]);
-                if (!remainders.flat.empty()) part.remainders.push_back(remainders[block]);
-            }
+            part.weights = part.views(weights);
+            if (!copies.flat.empty()) part.copies = part.views(copies);
+            if (!remainders.flat.empty()) part.remainders = part.views(remainders);
         }
     }
+}
+
+// Sums of squares of all parameters, in sums_.
+void Optimizer::add_squares(const std::function<void(std::vector<double>&)>& complete) {
+    const size_t own = viewed_.size(), all = static_cast<size_t>(sums_.count());
+    const Tensor here = sums_.slice(0, {static_cast<int64_t>(own)});
+    if (own > 0) backend_.sum_of_squares({gradient_views_, here, arena_.workspace()});
+    if (own == all && !complete) return;
+    std::vector<double> values(own), sums(all, 0.0);
+    if (own > 0) backend_.copy_out(values.data(), here);
+    for (size_t i = 0; i < own; ++i) sums[static_cast<size_t>(viewed_[i])] = values[i];
+    if (complete) complete(sums);
+    backend_.copy_in(sums_, sums.data());
 }
 
 double Optimizer::gradient_norm(const ParameterBuffer& gradients,
                                 const std::function<void(std::vector<double>&)>& complete) {
     bind_gradients(gradients);
-    backend_.sum_of_squares({gradient_views_, sums_, arena_.workspace()});
-    if (complete) {
-        std::vector<double> sums(static_cast<size_t>(sums_.count()));
-        backend_.copy_out(sums.data(), sums_);
-        complete(sums);
-        backend_.copy_in(sums_, sums.data());
-    }
+    add_squares(complete);
     backend_.clip_factor({sums_, gradient_norm_, group_scalars_.clip_factor, clip_norm_});
     gradient_norms_.resize(static_cast<size_t>(norms_.count()));
     backend_.copy_out(gradient_norms_.data(), norms_);
@@ -359,74 +365,6 @@ void Optimizer::step(const ParameterBuffer& weights, const ParameterBuffer& copi
             group.run(backend_, part, group_scalars_, arena_.workspace(), own);
         }
     }
-}
-
-std::unique_ptr<Norm> matrix_norm(const OptimizerConfig& config, const ParameterList& parameters) {
-    const auto matrix = std::find_if(parameters.begin(), parameters.end(),
-                                     [](const Parameter& p) { return p.role == Role::matrix; });
-    assert(matrix != parameters.end() && "a model without a matrix");
-    return make_norm(config.groups[group_of(config, *matrix)].norm);
-}
-
-std::vector<BlockNorm> block_norms(const OptimizerConfig& config, const ParameterList& parameters) {
-    std::vector<BlockNorm> norms;
-    for (const ParameterBlock& block : parameters.blocks(config.fuse_qkv)) {
-        const GroupConfig& group = config.groups[group_of(config, parameters, block)];
-        // Not times Norm::scale(): primal() and dual() have it in them.
-        norms.push_back({block, make_norm(group.norm), group.radius.value(block.shape)});
-    }
-    return norms;
-}
-
-std::vector<double> update_costs(const OptimizerConfig& config, const ParameterList& parameters) {
-    // Momentum and the step move about 28 bytes an element, for which a core takes as long as for
-    // so many operations of a product. An estimate, for the balance alone.
-    constexpr double kElement = 100.0;
-    std::vector<double> costs;
-    for (const ParameterBlock& block : parameters.blocks(config.fuse_qkv)) {
-        const GroupConfig& group = config.groups[group_of(config, parameters, block)];
-        costs.push_back(make_norm(group.norm)->flops(block.shape) +
-                        kElement * static_cast<double>(block.shape.count()));
-    }
-    return costs;
-}
-
-DirectionFlops direction_flops(const Backend& backend, const OptimizerConfig& config,
-                               const ParameterList& parameters) {
-    DirectionFlops sum;
-    for (const ParameterBlock& block : parameters.blocks(config.fuse_qkv)) {
-        const auto norm = make_norm(config.groups[group_of(config, parameters, block)].norm);
-        sum.plain += norm->flops(block.shape);
-        sum.executed += norm->executed_flops(backend, block.shape);
-    }
-    return sum;
-}
-
-std::vector<int> update_sets(const OptimizerConfig& config, const ParameterList& parameters) {
-    const bool by_layer = config.sampling.type != LayerSamplingType::all;
-    const auto same_set = [&](const ParameterBlock& a, const ParameterBlock& b) {
-        const size_t group = group_of(config, parameters, a);
-        return config.groups[group].step.together && group == group_of(config, parameters, b) &&
-               a.shape == b.shape && (!by_layer || a.layer == b.layer);
-    };
-    const std::vector<ParameterBlock> blocks = parameters.blocks(config.fuse_qkv);
-    std::vector<int> sets;
-    int count = 0;
-    for (size_t i = 0; i < blocks.size(); ++i) {
-        size_t first = 0;
-        while (first < i && !same_set(blocks[first], blocks[i])) ++first;
-        sets.push_back(first < i ? sets[first] : count++);
-    }
-    return sets;
-}
-
-double warmup_kappa(const OptimizerConfig& config, const ParameterList& parameters) {
-    const std::unique_ptr<Norm> norm = matrix_norm(config, parameters);
-    double kappa = 0.0;
-    for (const ParameterBlock& block : parameters.blocks(true)) {
-        if (block.shape.rank() == 2) kappa += norm->kappa(block.shape);
-    }
-    return kappa;
 }
 
 }  // namespace lmo

@@ -15,16 +15,13 @@
 
 namespace lmo {
 
-// Which blocks an optimizer updates; empty: all.
-using OwnedBlocks = std::function<bool(const ParameterBlock&)>;
-
 class Optimizer {
   public:
     // Assigns parameters to groups and takes state memory and workspace from the arena. Throws
     // UsageError when a parameter matches no group, a name pattern no parameter, or a norm no
     // shape. `master` is the type of weights, gradients and states (fp32 or fp64). With a counting
-    // arena `backend` is only asked for workspace sizes. States and step() are of the `owned`
-    // blocks.
+    // arena `backend` is only asked for workspace sizes. States, step() and gradient_norm() are of
+    // the `owned` elements, which update_units() must allow.
     Optimizer(Backend& backend, Arena& arena, const OptimizerConfig& config,
               const ParameterList& parameters, DType master, const OwnedBlocks& owned = {});
 
@@ -44,8 +41,7 @@ class Optimizer {
                              const ParameterBuffer& remainders = {});
 
     // Global L2 norm of the gradients, before clipping; prepares the clip factor of step(). Waits.
-    // `complete`, if given, puts right the sums of squares of the parameters whose gradients are
-    // not all here.
+    // `complete`, if given, adds what other ranks own to the sums of squares of the parameters.
     double gradient_norm(const ParameterBuffer& gradients,
                          const std::function<void(std::vector<double>&)>& complete = {});
     // Those of each parameter's gradient, in the same call.
@@ -70,14 +66,17 @@ class Optimizer {
   private:
     void assign_blocks(const OptimizerConfig& config, const ParameterList& parameters,
                        const OwnedBlocks& owned);
+    void take_block_states(const ParameterList& parameters, const GroupPart& part, size_t block,
+                           const StateKind& kind, const Tensor& state);
     void take_states(Arena& arena, const ParameterList& parameters, DType master);
     void take_scratch(Arena& arena, DType master);
     void take_scalars(Arena& arena, const ParameterList& parameters);
     size_t workspace_bytes(const ParameterList& parameters, DType master) const;
     void bind_weights(const ParameterBuffer& weights, const ParameterBuffer& copies,
                       const ParameterBuffer& remainders);
-    void copy_weights(const Tensor& to, const ParameterBlock& block, const ParameterBuffer& weights,
-                      const ParameterBuffer& remainders) const;
+    void copy_weights(const std::vector<Tensor>& to, const GroupPart& part,
+                      const ParameterBuffer& weights, const ParameterBuffer& remainders) const;
+    void add_squares(const std::function<void(std::vector<double>&)>& complete);
 
     Backend& backend_;
     Arena& arena_;  // of the workspace
@@ -96,7 +95,9 @@ class Optimizer {
     // The buffers of the first call and views of them; operations keep spans of the views.
     Tensor weights_, copies_, gradients_;
     std::vector<Tensor> gradient_views_, cleared_;
-    std::vector<int> kept_;  // parameters whose gradients hold their momentum
+    std::vector<int> kept_;    // parameters whose gradients hold their momentum
+    std::vector<Slice> own_;   // of each parameter
+    std::vector<int> viewed_;  // the parameters of gradient_views_: those of which something is own
 };
 
 // The norm that the `matrix` role uses: the scale of the adaptive warm-up, and what the smoothness
@@ -121,6 +122,10 @@ std::vector<double> update_costs(const OptimizerConfig& config, const ParameterL
 // Which of those must be updated by one rank: each block's number among such sets, from 0 in order.
 // Blocks that step.together sums over are one set, any other block is its own.
 std::vector<int> update_sets(const OptimizerConfig& config, const ParameterList& parameters);
+
+// How each of those may be cut over ranks: at multiples of so many elements. 1: anywhere, as every
+// element's update follows from its own gradients alone; all: not at all.
+std::vector<int64_t> update_units(const OptimizerConfig& config, const ParameterList& parameters);
 
 // kappa of the adaptive warm-up: the sum over all 2-D blocks (q, k, v as one matrix, the embedding
 // once, an untied head too) of matrix_norm; a group without a norm (adamw)

@@ -4,14 +4,17 @@ namespace lmo {
 
 OuterStage::OuterStage(Backend& backend, Arena& arena, const OuterConfig& config,
                        const ParameterList& parameters, DType master,
-                       const std::function<bool(int)>& owned)
+                       const OwnedElements& owned)
     : backend_(backend), config_(config) {
     for (int i = 0; i < parameters.size(); ++i) {
-        if (owned && !owned(i)) continue;
-        owned_.push_back(i);
+        const Slice own = owned_of(owned, parameters, i);
+        if (own.count == 0) continue;
+        owned_.push_back({i, own});
+        const Shape& whole = parameters[i].shape;
         const auto take = [&](std::vector<Tensor>& tensors, const char* name) {
-            tensors.push_back(arena.take("optimizer state", master, parameters[i].shape));
-            states_.push_back({parameters[i].name + name, tensors.back()});
+            tensors.push_back(arena.take("optimizer state", master, shape_of(whole, own)));
+            states_.push_back({parameters[i].name + name, tensors.back(), false, Spread::owner,
+                               whole, own.begin});
         };
         take(anchors_, ".anchor");
         if (config.momentum > 0.0) take(velocities_, ".outer_momentum");
@@ -20,18 +23,20 @@ OuterStage::OuterStage(Backend& backend, Arena& arena, const OuterConfig& config
 
 std::vector<Tensor> OuterStage::owned_views(const ParameterBuffer& weights) const {
     std::vector<Tensor> views;
-    for (const int i : owned_) views.push_back(weights[i]);
+    for (const auto& [i, own] : owned_) views.push_back(slice_of(weights, i, own));
     return views;
 }
 
 void OuterStage::initialise(const ParameterBuffer& weights) {
-    for (size_t i = 0; i < owned_.size(); ++i) backend_.copy(anchors_[i], weights[owned_[i]]);
+    const std::vector<Tensor> x = owned_views(weights);
+    for (size_t i = 0; i < x.size(); ++i) backend_.copy(anchors_[i], x[i]);
     for (const Tensor& velocity : velocities_) backend_.zero(velocity);
 }
 
 void OuterStage::before(const ParameterBuffer& weights) {
     if (config_.type != OuterType::rapp) return;
-    for (size_t i = 0; i < owned_.size(); ++i) backend_.copy(weights[owned_[i]], anchors_[i]);
+    const std::vector<Tensor> x = owned_views(weights);
+    for (size_t i = 0; i < x.size(); ++i) backend_.copy(x[i], anchors_[i]);
 }
 
 // Anchor and weights are one number after it, so both come from one operation.

@@ -7,7 +7,7 @@
 // on several ranks that worked apart x is their mean: Local SGD and DiLoCo (arXiv 2311.08105).
 #pragma once
 
-#include <functional>
+#include <utility>
 #include <vector>
 
 #include "llmc/core/parameter.h"
@@ -27,10 +27,10 @@ struct OuterConfig {
 
 class OuterStage {
   public:
-    // Anchors (and their momentum) of the owned parameters.
+    // Anchors (and their momentum) of the owned elements.
     OuterStage(Backend& backend, Arena& arena, const OuterConfig& config,
                const ParameterList& parameters, DType master,
-               const std::function<bool(int)>& owned = {});
+               const OwnedElements& owned = {});
 
     bool due(int64_t applied) const { return applied % config_.every == 0; }
 
@@ -47,7 +47,7 @@ class OuterStage {
 
     Backend& backend_;
     OuterConfig config_;
-    std::vector<int> owned_;
+    std::vector<std::pair<int, Slice>> owned_;  // parameters and what is owned of them
     std::vector<Tensor> anchors_, velocities_;
     std::vector<StateTensor> states_;
 };

@@ -54,6 +54,7 @@ struct Ownership {
     std::map<std::string, size_t> states;
     ordered_json groups = ordered_json::array();  // the same for each group: {"match", "bytes"}
     int heaviest = 0;                             // that rank
+    std::vector<size_t> bytes;                    // of states, of each rank
 
     Ownership(const Config& config, const Device& device, const ParameterList& parameters,
               int ranks)
@@ -62,19 +63,27 @@ struct Ownership {
         const UpdateStages all(*device.backend, plan, config, parameters, device.precision.master,
                                sharding, -1, ranks);
         std::vector<std::map<std::string, size_t>> kinds(sharding.shares.size());
-        std::vector<size_t> bytes(kinds.size(), 0);
+        bytes.resize(kinds.size(), 0);
         std::vector<std::vector<size_t>> by_group(
             kinds.size(), std::vector<size_t>(config.optimizer.groups.size(), 0));
         for (const StateTensor& state : all.states()) {
             if (state.in_gradients) continue;
             const size_t dot = state.name.rfind('.');
             const int parameter = parameters.find(state.name.substr(0, dot));
-            const auto owner = static_cast<size_t>(sharding.owners[static_cast<size_t>(parameter)]);
-            for (size_t rank = 0; rank < kinds.size(); ++rank) {
-                if (state.spread == Spread::owner && rank != owner) continue;
-                kinds[rank][state.name.substr(dot + 1)] += state.tensor.bytes();
-                bytes[rank] += state.tensor.bytes();
-                by_group[rank][group_of(config, parameters[parameter])] += state.tensor.bytes();
+            const auto add = [&](size_t rank, size_t size) {
+                kinds[rank][state.name.substr(dot + 1)] += size;
+                bytes[rank] += size;
+                by_group[rank][group_of(config, parameters[parameter])] += size;
+            };
+            if (state.spread != Spread::owner) {
+                for (size_t rank = 0; rank < kinds.size(); ++rank) add(rank, state.tensor.bytes());
+                continue;
+            }
+            const std::vector<Piece>& parts = sharding.parts[static_cast<size_t>(parameter)];
+            for (const Piece& part : parts) {
+                const size_t cut = static_cast<size_t>(part.count) * size_of(state.tensor.dtype);
+                add(static_cast<size_t>(part.owner),
+                    parts.size() == 1 ? state.tensor.bytes() : cut);
             }
         }
         if (config.log.update_norms) {  // rank 0 keeps the old weights
@@ -100,9 +109,13 @@ struct Ownership {
 
     ordered_json to_json() const {
         ordered_json ranks = ordered_json::array();
-        for (const Sharding::Share& share : sharding.shares) {
-            ranks.push_back(
-                {{"blocks", share.blocks}, {"elements", share.elements}, {"cost", share.cost}});
+        for (size_t rank = 0; rank < bytes.size(); ++rank) {
+            const Sharding::Share& share = sharding.shares[rank];
+            ranks.push_back({{"blocks", share.blocks},
+                             {"slices", share.slices},
+                             {"elements", share.elements},
+                             {"state_bytes", bytes[rank]},
+                             {"cost", share.cost}});
         }
         return ranks;
     }

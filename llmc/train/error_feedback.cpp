@@ -56,7 +56,7 @@ ErrorFeedback::ErrorFeedback(Backend& backend, Arena& arena,
       master_(master),
       momentum_(backend, arena, optimizer, parameters, master) {
     for (const ParameterBlock& block : parameters.blocks(optimizer.fuse_qkv)) {
-        const int owner = sharding.owners[static_cast<size_t>(block.first)];
+        const int owner = sharding.owner(block.first);
         blocks_.push_back({block,
                            owner,
                            rank < 0 || owner == rank,

@@ -1,6 +1,7 @@
 // What `train_gpt plan` tells people: its numbers, and what the configuration will do, in words.
 #include "llmc/train/plan_print.h"
 
+#include <algorithm>
 #include <cstdio>
 #include <map>
 
@@ -61,8 +62,15 @@ void print_run(const ordered_json& plan, const Config& config) {
 
 void print_traffic(const ordered_json& plan) {
     if (plan.contains("steps_of_each_rank")) {
+        double least = plan["ownership"][0]["state_bytes"], most = 0.0;
+        for (const ordered_json& rank : plan["ownership"]) {
+            least = std::min(least, rank["state_bytes"].get<double>());
+            most = std::max(most, rank["state_bytes"].get<double>());
+        }
+        const std::string from = format_bytes(least), to = format_bytes(most);
         print_line("owners     each rank takes the steps of " +
-                   plan["steps_of_each_rank"].get<std::string>());
+                   plan["steps_of_each_rank"].get<std::string>() + " and keeps " + from +
+                   (from == to ? "" : " to " + to) + " of states");
     }
     const double sent = plan["bytes_sent_per_update"],
                  whole = plan["uncompressed_bytes_per_update"];

@@ -10,11 +10,9 @@ OwnedBlocks blocks_of(const Sharding& sharding, int rank, bool all) {
     return all || rank < 0 ? OwnedBlocks() : sharding.owned_by(rank);
 }
 
-std::function<bool(int)> parameters_of(const Sharding& sharding, int rank, bool all) {
+OwnedElements elements_of(const Sharding& sharding, int rank, bool all) {
     if (all || rank < 0) return {};
-    return [&sharding, rank](int parameter) {
-        return sharding.owners[static_cast<size_t>(parameter)] == rank;
-    };
+    return [&sharding, rank](int parameter) { return sharding.part(parameter, rank); };
 }
 
 bool has_feedback(const Config& config) {
@@ -24,7 +22,13 @@ bool has_feedback(const Config& config) {
 }  // namespace
 
 Sharding make_sharding(const Config& config, const ParameterList& parameters, int ranks) {
-    return Sharding(config.optimizer, parameters, ranks_drift(config, ranks) ? 1 : ranks);
+    // Messages of error feedback are made of whole blocks. Where ranks work alone, what is owned
+    // are the steps of the outer stage, which are elementwise.
+    const CommunicationType type = config.communication.type;
+    const CutBlocks cut = type == CommunicationType::ef21    ? CutBlocks::none
+                          : type == CommunicationType::local ? CutBlocks::all
+                                                             : CutBlocks::by_update;
+    return Sharding(config.optimizer, parameters, ranks_drift(config, ranks) ? 1 : ranks, cut);
 }
 
 TakeMemory memory_of_stages(Backend& backend, const Config& config, DType master, int rank,
@@ -50,11 +54,11 @@ UpdateStages::UpdateStages(Backend& backend, Arena& arena, const Config& config,
     const bool whole = optimizer_is_whole(config, ranks);
     if (!config.optimizer.estimator.is_plain()) {
         estimator.emplace(backend, arena, config.optimizer.estimator, parameters, master,
-                          parameters_of(sharding, rank, whole));
+                          elements_of(sharding, rank, whole));
     }
     if (config.optimizer.outer.type != OuterType::none) {
         outer.emplace(backend, arena, config.optimizer.outer, parameters, master,
-                      parameters_of(sharding, rank, ranks_drift(config, ranks)));
+                      elements_of(sharding, rank, ranks_drift(config, ranks)));
     }
     if (has_feedback(config)) {
         feedback.emplace(backend, arena, config.communication, config.optimizer, parameters, master,

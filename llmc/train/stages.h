@@ -13,7 +13,7 @@
 
 namespace lmo {
 
-// Who owns the blocks of a run.
+// Who owns the blocks of a run, or slices of them.
 Sharding make_sharding(const Config& config, const ParameterList& parameters, int ranks);
 
 // What they take of the memory of `rank`, and log.update_norms with them, for plan_memory(). The

@@ -19,6 +19,14 @@ std::string name_on_rank(const std::string& name, int rank) {
     return rank == 0 ? name : name + ".rank" + std::to_string(rank);
 }
 
+// A tensor whose values are in host memory.
+TensorSource source_of(const std::string& name, const Tensor& tensor,
+                       const std::shared_ptr<std::vector<std::byte>>& host) {
+    return {name, tensor.dtype, extents(tensor.shape), [host](void* to) {
+                std::copy(host->begin(), host->end(), static_cast<std::byte*>(to));
+            }};
+}
+
 // A sum over slots that only their rank fills is the collection of all.
 template <typename T>
 void share_largest(Backend& backend, const Tensor& tensor, Ranks& ranks) {
@@ -126,10 +134,10 @@ double Trainer::gradient_norm() {
                                     [this](std::vector<double>& sums) { add_up_owned(sums); });
 }
 
-// Sums of squares by parameter, of which this rank has its own.
+// Sums of squares by parameter, of which this rank has those of what it owns.
 void Trainer::add_up_owned(std::vector<double>& sums) {
     for (size_t i = 0; i < sums.size(); ++i) {
-        if (sharding_.owners[i] != ranks_.rank()) sums[i] = 0.0;
+        if (sharding_.part(static_cast<int>(i), ranks_.rank()).count == 0) sums[i] = 0.0;
     }
     ranks_.sum(sums.data(), static_cast<int64_t>(sums.size()), "norms of gradients");
 }
@@ -211,15 +219,36 @@ std::vector<TensorSource> Trainer::state_sources() {
         const auto host = std::make_shared<std::vector<std::byte>>(concerned ? bytes : 0);
         if (owner == ranks_.rank()) backend_.copy_out(host->data(), own.at(state.name));
         ranks_.hand_to_first(owner, host->data(), bytes, "optimizer state");
-        sources.push_back({name, state.tensor.dtype, extents(state.tensor.shape), [host](void* to) {
-                               std::copy(host->begin(), host->end(), static_cast<std::byte*>(to));
-                           }});
+        sources.push_back(source_of(name, state.tensor, host));
+    };
+    // One that is cut over ranks, put together by rank 0.
+    const auto add_joined = [&](const StateTensor& state, const std::vector<Piece>& parts) {
+        const size_t element = size_of(state.tensor.dtype);
+        const auto host =
+            std::make_shared<std::vector<std::byte>>(ranks_.first() ? state.tensor.bytes() : 0);
+        std::vector<std::byte> slice;
+        for (const Piece& part : parts) {
+            const size_t bytes = static_cast<size_t>(part.count) * element;
+            const bool here = part.owner == ranks_.rank();
+            if (!ranks_.first()) slice.resize(here ? bytes : 0);
+            std::byte* const at = ranks_.first()
+                                      ? host->data() + static_cast<size_t>(part.offset) * element
+                                      : slice.data();
+            if (here) backend_.copy_out(at, own.at(state.name));
+            ranks_.hand_to_first(part.owner, at, bytes, "optimizer state");
+        }
+        sources.push_back(source_of(state.name, state.tensor, host));
     };
     for (const StateTensor& state : all.states()) {
         switch (state.spread) {
             case Spread::owner: {
                 const int parameter = parameters_.find(state.name.substr(0, state.name.rfind('.')));
-                add(state, state.name, sharding_.owners[static_cast<size_t>(parameter)]);
+                const std::vector<Piece>& parts = sharding_.parts[static_cast<size_t>(parameter)];
+                if (parts.size() == 1) {
+                    add(state, state.name, parts[0].owner);
+                } else {
+                    add_joined(state, parts);
+                }
                 break;
             }
             case Spread::alike:
@@ -236,9 +265,13 @@ std::vector<TensorSource> Trainer::state_sources() {
 // A state of this rank from the checkpoint of `saved_ranks` ranks.
 std::vector<double> Trainer::saved_state(const SafetensorsFile& file, const StateTensor& state,
                                          int64_t saved_ranks) const {
-    const std::vector<int64_t> shape = extents(state.tensor.shape);
+    const std::vector<int64_t> shape = extents(state.whole);
     const bool own = state.spread == Spread::each || state.spread == Spread::share;
-    if (!own) return file.read(state.name, shape);
+    if (!own) {
+        const std::vector<double> all = file.read(state.name, shape);
+        const auto begin = all.begin() + state.begin;
+        return {begin, begin + state.tensor.count()};
+    }
     if (saved_ranks == ranks_.size()) {
         return file.read(name_on_rank(state.name, ranks_.rank()), shape);
     }

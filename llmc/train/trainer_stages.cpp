@@ -77,10 +77,11 @@ void Trainer::clip_estimate(bool corrected) {
     if (own) sum_gradients(false);
 }
 
-// Of a buffer of which this rank has its own blocks, or all of its own.
+// Of a buffer of which this rank has what it owns, or all of its own.
 double Trainer::global_norm(const ParameterBuffer& buffer) {
-    std::vector<double> squares = stages_.estimator->squares(buffer);
-    if (ranks_.size() > 1 && !stages_.feedback && !alone_) add_up_owned(squares);
+    const bool shared = ranks_.size() > 1 && !stages_.feedback && !alone_;
+    std::vector<double> squares = stages_.estimator->squares(buffer, shared);
+    if (shared) add_up_owned(squares);
     double sum = 0.0;
     for (const double square : squares) sum += square;
     return std::sqrt(sum);

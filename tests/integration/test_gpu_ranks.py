@@ -89,7 +89,20 @@ class SameRunTest(GpuRanksTest):
         self.ranks(2, run='two')
         self.assert_close('one', 'two')
 
+    def test_an_embedding_that_is_cut(self):
+        for preset, tolerance in (('adamw', 1e-5), ('lion', 1e-5), ('muon', 3e-5)):
+            with self.subTest(preset):
+                self.config({**self.base, 'model': {**TINY, 'vocab_size': 131},
+                             'optimizer': {'preset': preset, 'lr': 0.003, 'clip_norm': 0.5}})
+                self.ranks(1, run=f'{preset}-one')
+                said = self.ranks(2, run=f'{preset}-two').out
+                self.assertIn('the steps of 1/2 of 1 block and', ' '.join(said.split()))
+                self.assert_close(f'{preset}-one', f'{preset}-two', tolerance)
+                self.ranks(2, run=f'{preset}-again')
+                self.assert_same_run(f'{preset}-two', f'{preset}-again', 6)
+
     def test_resume_on_other_numbers_of_ranks_and_on_the_cpu(self):
+        self.config({**self.base, 'model': {**TINY, 'vocab_size': 131}})  # the embedding is cut
         self.ranks(1, run='one')
         more = ('--set', 'checkpoint.every=1', '--set', 'checkpoint.keep=0')
         for until, ranks in ((2, 2), (4, 1), (6, 2)):

@@ -23,7 +23,7 @@ class FamilyRanksTest(Family):
                 self.assertLess(abs(first['loss'] / second['loss'] - 1), 1e-5, (first, second))
 
     def compare(self, preset, **optimizer):
-        self.configure('muon' if preset.endswith('.json') else preset, model={'tie_embeddings': False},
+        self.configure('muon' if preset.endswith('.json') else preset, model={'tie_embeddings': False, 'vocab_size': 67},
                        batch={'micro_batch': None}, optimizer={'preset': preset, **optimizer})
         for run in ('one', 'two'):
             shutil.rmtree(self.folder / run, ignore_errors=True)

@@ -102,13 +102,14 @@ class OptimizerRun {
   public:
     OptimizerRun(const OptimizerConfig& config, DType master, bool with_copies = false,
                  const ParameterList& parameters = reference_parameters(),
-                 std::unique_ptr<Backend> device = make_cpu_backend(1))
+                 std::unique_ptr<Backend> device = make_cpu_backend(1),
+                 const OwnedBlocks& owned = {})
         : list(parameters), backend(std::move(device)), arena(*backend) {
         weights = {&list, arena.take("weights", master, {list.buffer_length()})};
         gradients = {&list, arena.take("gradients", master, {list.buffer_length()})};
         copies.list = &list;
         if (with_copies) copies.flat = arena.take("weights", DType::bf16, {list.buffer_length()});
-        optimizer = std::make_unique<Optimizer>(*backend, arena, config, list, master);
+        optimizer = std::make_unique<Optimizer>(*backend, arena, config, list, master, owned);
         optimizer->bind_gradients(gradients);
         backend->zero(weights.flat);
         optimizer->initialise(weights);
