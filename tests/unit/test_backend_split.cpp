@@ -58,8 +58,12 @@ class SplitWeightsTest : public BackendTest {
             const Values values = random_values(length, seed);
             return Floats(values.begin(), values.end());
         };
-        Floats weights = noise(1), second = noise(2);
+        Floats weights = noise(1), second = noise(2), directions = noise(3);
         for (size_t i = 0; i < special.size(); ++i) weights[3 + 2 * i] = special[i];
+        if (!special.empty()) {  // finite weights that become NaN, with the largest payloads
+            const uint32_t nan[] = {0x7fffffffu, 0xffffffffu};
+            std::memcpy(&directions[45], nan, sizeof nan);
+        }
         for (float& value : second) value = std::abs(value);
         std::vector<uint16_t> high;
         std::vector<int16_t> low;
@@ -75,7 +79,7 @@ class SplitWeightsTest : public BackendTest {
         w.high = slices(upper, shapes, gap);
         w.low = slices(lower, shapes, gap);
         for (int side = 0; side < 2; ++side) {
-            w.x[side] = slices(put_floats(noise(3)), shapes, gap);
+            w.x[side] = slices(put_floats(directions), shapes, gap);
             w.m[side] = slices(put_floats(noise(4)), shapes, gap);
             w.v[side] = slices(put_floats(second), shapes, gap);
         }
