@@ -15,8 +15,8 @@
 
 namespace lmo {
 
-// A tensor that all ranks have, in fp32 or fp64, to be shared in 16-bit types too, and the rank that
-// it belongs to.
+// A tensor that all ranks have, in fp32 or fp64, to be shared in 16-bit types too, and the rank
+// that it belongs to.
 struct OwnedTensor {
     Tensor tensor;
     int owner;

@@ -138,8 +138,8 @@ struct StepSizes {
 // w = w - (decay_i w + step_i x), with lr = lr_scale * rate[0] (fp64), step_i = lr * radius[i]
 // (times size[i] where `size` [n] fp64 is given) and decay_i = lr * decay[i]. When copies is not
 // empty, copies[i] (compute) receives the new weights. When remainders is not empty, weights[i]
-// (bf16) and remainders[i] (i16) are the halves of split weights (core/split_float.h), and copies is
-// empty: the arithmetic is that of fp32 weights.
+// (bf16) and remainders[i] (i16) are the halves of split weights (core/split_float.h), and copies
+// is empty: the arithmetic is that of fp32 weights.
 //   cautious   decays only where x * w > 0
 //   starts     not empty: towards the start too: w = w + (starts[i] - old w) / (step[0] + 2), with
 //              `step` (fp64) the updates done so far (SODA, arXiv 2605.11172)
@@ -203,7 +203,8 @@ struct HeadMaxima {
 // (1 where maxima[h] <= limit) and f_k = sqrt of the smallest g_h of key head k, the D rows of k_h
 // times f_k and those of q_h times g_h / f_k, so that no score of the batch would exceed the limit.
 // q [H*D, C], k [K*D, C] master weights; q_copy, k_copy (compute; may be empty) receive the new
-// weights; maxima [H] master. With q_remainder, k_remainder (i16) the weights are split, as in Apply.
+// weights; maxima [H] master. With q_remainder, k_remainder (i16) the weights are split, as in
+// Apply.
 struct QkClip {
     Tensor q, k, q_copy, k_copy, maxima;
     int heads, kv_heads;
