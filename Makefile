@@ -214,6 +214,8 @@ $(BUILD)/train_gpt.o: train_gpt.cu
 	$(Q)$(CXX) $(CXXFLAGS) -MMD -MP -x c++ -c $< -o $@
 
 $(BUILD)/llmc/cpu/%.o: CXXFLAGS += $(CPU_OPT) $(BLAS_FLAGS) $(DNNL_FLAGS)
+# For processors that have these instructions alone. What g++ 12 takes for uninitialised is in its own <immintrin.h>.
+$(BUILD)/llmc/cpu/bf16_tiles.o: CXXFLAGS += $(KERNEL_FLAGS) $(FLAGS_avx512) -mavx512bf16 -Wno-uninitialized -Wno-maybe-uninitialized
 $(BUILD)/llmc/norm/singular_values.o: CXXFLAGS += $(CPU_OPT)
 # Unfused, so that ranks on processors of different kinds read the same numbers from a message.
 $(patsubst %,$(BUILD)/llmc/dist/%.o,compressor largest low_rank natural): CXXFLAGS += $(CPU_OPT) -ffp-contract=off

@@ -11,7 +11,8 @@ Every peer does what one of our presets does, on the same shapes, from the publi
     AdamW fused            adamw
     Lion eager             lion   operation by operation
 
-Muon's products are in fp32 on a CPU, as ours are there, and in bf16 on a GPU. What is not a hidden
+Muon's products are in fp32 on a CPU, as ours are there by default, and in bf16 on a GPU; --inner says
+otherwise. What is not a hidden
 matrix gets fused AdamW, as in our preset. A time is that of one update: neither the norm of the
 gradients nor new gradients are in it. Threads spin as briefly as ours do (GOMP_SPINCOUNT, which
 train_gpt sets and this process inherits).
@@ -75,10 +76,12 @@ class FusedAdamW:
 
 
 class Muon:
-    """`parts`: what takes the matrices and what the rest."""
+    """`parts`: what takes the matrices and what the rest. `inner`: the type of its products."""
 
-    def __init__(self, matrices, others):
-        self.matrices, self.parts = matrices, [self.matrix_part(matrices), FusedAdamW(others, (0.8, 0.999))]
+    takes_inner = True
+
+    def __init__(self, matrices, others, inner):
+        self.matrices, self.parts = matrices, [self.matrix_part(matrices, inner), FusedAdamW(others, (0.8, 0.999))]
 
     def step(self):
         for part in self.parts:
@@ -102,7 +105,9 @@ def bf16_slowdown(size=384):
 class TorchMuon(Muon):
     name, preset = "torch.optim.Muon", "muon"
 
-    def matrix_part(self, matrices):
+    takes_inner = False
+
+    def matrix_part(self, matrices, inner):
         if not hasattr(torch.optim, "Muon"):
             raise RuntimeError(f"PyTorch {torch.__version__} does not have it")
         slower = 1 if matrices[0].is_cuda else bf16_slowdown()
@@ -131,8 +136,8 @@ class Foreach:
 class ForeachMuon(Muon):
     name, preset = "Muon foreach", "muon"
 
-    def matrix_part(self, matrices):
-        return Foreach(matrices, inner_type(matrices))
+    def matrix_part(self, matrices, inner):
+        return Foreach(matrices, inner)
 
 
 def stacked_step(weights, momenta, gradients, inner):
@@ -160,8 +165,7 @@ class Stacked:
 class StackedMuon(Muon):
     name, preset = "Muon stacked", "muon"
 
-    def matrix_part(self, matrices):
-        inner = inner_type(matrices)
+    def matrix_part(self, matrices, inner):
         try:
             part = Stacked(matrices, inner, torch.compile(stacked_step, dynamic=False))
             part.step()  # compiles
@@ -173,16 +177,16 @@ class StackedMuon(Muon):
 
 
 class AdamW(FusedAdamW):
-    name, preset = "AdamW fused", "adamw"
+    name, preset, takes_inner = "AdamW fused", "adamw", False
 
-    def __init__(self, matrices, others):
+    def __init__(self, matrices, others, _):
         super().__init__(matrices + others, (0.9, 0.95))
 
 
 class Lion:
-    name, preset = "Lion eager", "lion"
+    name, preset, takes_inner = "Lion eager", "lion", False
 
-    def __init__(self, matrices, others):
+    def __init__(self, matrices, others, _):
         self.pairs = [(p, torch.zeros_like(p)) for p in matrices + others]
 
     def step(self):
@@ -193,16 +197,14 @@ class Lion:
 
 
 PEERS = [TorchMuon, ForeachMuon, StackedMuon, AdamW, Lion]
-
-
-def inner_type(matrices):
-    return torch.bfloat16 if matrices[0].is_cuda else torch.float32
+INNER = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 
 
 class Bench:
     def __init__(self, options):
         self.options, self.peers = options, []
         self.gpu = options.device == "cuda"
+        self.inner = INNER[options.inner or ("bf16" if self.gpu else "fp32")]
 
     @torch.no_grad()
     def prepare(self, what):
@@ -219,7 +221,9 @@ class Bench:
             if kind.preset not in what["presets"]:
                 continue
             try:
-                peer = kind(matrices, others)
+                peer = kind(matrices, others, self.inner)
+                if self.options.inner and kind.takes_inner:
+                    peer.name += f", {self.options.inner}"
                 self.time(peer)  # states are made, libraries loaded
                 self.peers.append(peer)
             except Exception as failure:
@@ -250,6 +254,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0])
     parser.add_argument("--updates", type=int, default=3, help="of a round; their median counts")
     parser.add_argument("--threads", type=int, default=0, help="0: one for each core of this process")
+    parser.add_argument("--inner", choices=sorted(INNER), help="of Muon's products, but torch.optim.Muon's")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     options = parser.parse_args()
     if options.device == "cuda" and not torch.cuda.is_available():

@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "llmc/cpu/bf16_matmul.h"
+#include "llmc/cpu/bf16_tiles.h"
 #include "llmc/cpu/gemm.h"
 #include "llmc/cpu/parallel.h"
 #include "llmc/device/backend.h"
@@ -22,7 +23,9 @@ class CpuBackend : public Backend {
     std::string describe() const override;
     DType preferred_compute() const override;
     DType preferred_newton_schulz() const override { return DType::f32; }
-    bool has_newton_schulz(DType inner) const override { return inner == DType::f32; }
+    bool has_newton_schulz(DType inner) const override {
+        return inner == DType::f32 || (inner == DType::bf16 && bf16_tiles_ != nullptr);
+    }
     bool has_fp64() const override { return true; }
     std::string missing_attention_library() const override {
         return "the CPU has no library for attention";
@@ -106,8 +109,10 @@ class CpuBackend : public Backend {
     void gemm_in(const Gemm& op);
     template <typename T>
     void symmetric_product_in(const SymmetricProduct& op);
-    template <typename T>
-    void newton_schulz_in(const NewtonSchulz& op);
+    int newton_schulz_threads(const NewtonSchulz& op) const;
+    size_t newton_schulz_bytes(const NewtonSchulz& op) const;
+    double newton_schulz_divisor(const NewtonSchulz& op, const Tensor& tensor, double* parts) const;
+    void orthogonalise_bf16(const NewtonSchulz& op, const Tensor& tensor, Scratch& scratch) const;
     template <typename T>
     void schatten_direction_in(const SchattenDirection& op);
     template <typename T>
@@ -123,6 +128,7 @@ class CpuBackend : public Backend {
     Kernels kernels_;
     Blas blas_;
     Bf16Matmul bf16_matmul_;
+    const Bf16Tiles* bf16_tiles_ = bf16_tiles();
 };
 
 }  // namespace lmo::cpu

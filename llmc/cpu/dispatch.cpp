@@ -1,7 +1,12 @@
 // Chooses the instruction set of the kernels when the program starts.
+#include "llmc/cpu/bf16_tiles.h"
 #include "llmc/cpu/kernels.h"
 
 namespace lmo::cpu {
+
+namespace avx512bf16 {
+extern const Bf16Tiles tiles;
+}
 
 namespace {
 
@@ -39,6 +44,16 @@ std::vector<Kernels> supported_kernels() {
                                avx512::add_attention_kernels, avx512::add_model_kernels}));
 #endif
     return tables;
+}
+
+const Bf16Tiles* bf16_tiles() {
+#if defined(__x86_64__)
+    if (std::string(supported_kernels().back().isa) == "AVX-512" &&
+        __builtin_cpu_supports("avx512bf16")) {
+        return &avx512bf16::tiles;
+    }
+#endif
+    return nullptr;
 }
 
 }  // namespace lmo::cpu

@@ -4,12 +4,14 @@
 //   A = X X^T,  B = a I + b A + c A^2,  X = B X
 // The gram form iterates on A alone, A = B A B, and collects Q = B Q, X = Q X at the end and before
 // restarts: n is in it 3 times and once more a restart.
+// With bf16 inside, on processors that have it, newton_schulz_bf16.h takes their place.
 #include <omp.h>
 
 #include <algorithm>
 #include <cmath>
 
 #include "llmc/cpu/cpu_backend.h"
+#include "llmc/cpu/newton_schulz_bf16.h"
 
 namespace lmo::cpu {
 
@@ -21,8 +23,14 @@ namespace {
 bool is_gram(const NewtonSchulz& op) {
     constexpr int64_t kSide = 64, kRatio = 2;
     if (op.form != NewtonSchulzForm::automatic) return op.form == NewtonSchulzForm::gram;
+    if (op.inner == DType::bf16) return false;
     const auto [shorter, longer] = std::minmax({op.x[0].shape[0], op.x[0].shape[1]});
     return op.x[0].dtype == DType::f32 && shorter >= kSide && longer >= kRatio * shorter;
+}
+
+// Partial sums of the squares of one matrix.
+double* take_parts(Scratch& scratch, const NewtonSchulz& op) {
+    return scratch.take<double>(block_count(op.x[0].count(), element_block));
 }
 
 // X and its successor [rows, columns], A, B and for the gram form Q and a spare one [rows, rows];
@@ -44,7 +52,7 @@ struct Buffers {
             q = scratch.take<T>(rows * rows);
             spare = scratch.take<T>(rows * rows);
         }
-        parts = scratch.take<double>(block_count(rows * columns, element_block));
+        parts = take_parts(scratch, op);
     }
 };
 
@@ -77,6 +85,12 @@ size_t buffer_bytes(const NewtonSchulz& op) {
     Scratch scratch;
     Buffers<T>(scratch, op);
     return scratch.bytes();
+}
+
+size_t bf16_buffer_bytes(const NewtonSchulz& op, int threads) {
+    Scratch scratch;
+    take_parts(scratch, op);
+    return scratch.bytes() + Bf16NewtonSchulz(op, threads).workspace_bytes();
 }
 
 // The iteration on a matrix that is in x, normalised and wide.
@@ -156,15 +170,28 @@ class Iteration {
 
 }  // namespace
 
+// Threads that share a matrix.
+int CpuBackend::newton_schulz_threads(const NewtonSchulz& op) const {
+    return lanes(op, threads_) > 1 ? 1 : threads_;
+}
+
+// Of one matrix.
+size_t CpuBackend::newton_schulz_bytes(const NewtonSchulz& op) const {
+    if (op.x[0].dtype == DType::f64) return buffer_bytes<double>(op);
+    if (op.inner == DType::bf16) return bf16_buffer_bytes(op, newton_schulz_threads(op));
+    return buffer_bytes<float>(op);
+}
+
 size_t CpuBackend::workspace_bytes(const NewtonSchulz& op) const {
     if (op.x.empty()) return 0;
-    const bool wide = op.x[0].dtype == DType::f64;
-    return static_cast<size_t>(lanes(op, threads_)) *
-           (wide ? buffer_bytes<double>(op) : buffer_bytes<float>(op));
+    return static_cast<size_t>(lanes(op, threads_)) * newton_schulz_bytes(op);
 }
 
 double CpuBackend::executed_flops(const NewtonSchulz& op) const {
     if (op.x.empty()) return 0.0;
+    if (op.inner == DType::bf16 && op.x[0].dtype == DType::f32) {
+        return Bf16NewtonSchulz(op, 1).executed_flops() * static_cast<double>(op.x.size());
+    }
     const Shape& shape = op.x[0].shape;
     const int64_t rows = std::min(shape[0], shape[1]), columns = std::max(shape[0], shape[1]);
     const double square = 2.0 * static_cast<double>(rows * rows);  // a column of a product
@@ -187,7 +214,23 @@ double CpuBackend::executed_flops(const NewtonSchulz& op) const {
 
 void CpuBackend::newton_schulz(const NewtonSchulz& op) {
     if (op.x.empty()) return;
-    op.x[0].dtype == DType::f64 ? newton_schulz_in<double>(op) : newton_schulz_in<float>(op);
+    assert(has_newton_schulz(op.inner));
+    const size_t bytes = newton_schulz_bytes(op);
+    const int side_by_side = lanes(op, threads_);
+    // Inside of a parallel region every operation runs on the calling thread alone.
+#pragma omp parallel for num_threads(side_by_side) schedule(dynamic, 1) if (side_by_side > 1)
+    for (size_t i = 0; i < op.x.size(); ++i) {
+        assert(op.x[i].shape == op.x[0].shape && op.x[i].dtype == op.x[0].dtype);
+        const size_t lane = side_by_side > 1 ? static_cast<size_t>(omp_get_thread_num()) : 0;
+        Scratch scratch(op.workspace, lane * bytes);
+        if (op.x[0].dtype == DType::f64) {
+            orthogonalise<double>(op, op.x[i], scratch);
+        } else if (op.inner == DType::bf16) {
+            orthogonalise_bf16(op, op.x[i], scratch);
+        } else {
+            orthogonalise<float>(op, op.x[i], scratch);
+        }
+    }
 }
 
 // The iteration takes far longer than the passes that one kernel could save.
@@ -201,18 +244,23 @@ void CpuBackend::spectral_update(const SpectralUpdate& op) {
     apply(step);
 }
 
-template <typename T>
-void CpuBackend::newton_schulz_in(const NewtonSchulz& op) {
-    const size_t bytes = buffer_bytes<T>(op);
-    const int side_by_side = lanes(op, threads_);
-    // Inside of a parallel region every operation runs on the calling thread alone.
-#pragma omp parallel for num_threads(side_by_side) schedule(dynamic, 1) if (side_by_side > 1)
-    for (size_t i = 0; i < op.x.size(); ++i) {
-        assert(op.x[i].shape == op.x[0].shape && op.x[i].dtype == op.x[0].dtype);
-        const size_t lane = side_by_side > 1 ? static_cast<size_t>(omp_get_thread_num()) : 0;
-        Scratch scratch(op.workspace, lane * bytes);
-        orthogonalise<T>(op, op.x[i], scratch);
-    }
+// Of a matrix: its Frobenius norm and what belongs to it.
+double CpuBackend::newton_schulz_divisor(const NewtonSchulz& op, const Tensor& tensor,
+                                         double* parts) const {
+    const int64_t count = tensor.count();
+    parallel_blocks(threads_, count, element_block, [&](int64_t begin, int64_t end) {
+        parts[begin / element_block] =
+            kernels_.sum_of_squares(tensor.dtype, tensor.data, begin, end);
+    });
+    double squares = 0;
+    for (int64_t b = 0; b < block_count(count, element_block); ++b) squares += parts[b];
+    return std::sqrt(squares) * op.norm_scale + op.eps;
+}
+
+void CpuBackend::orthogonalise_bf16(const NewtonSchulz& op, const Tensor& tensor,
+                                    Scratch& scratch) const {
+    const double divisor = newton_schulz_divisor(op, tensor, take_parts(scratch, op));
+    Bf16NewtonSchulz(op, newton_schulz_threads(op)).run(*bf16_tiles_, tensor, divisor, scratch);
 }
 
 template <typename T>
@@ -221,13 +269,7 @@ void CpuBackend::orthogonalise(const NewtonSchulz& op, const Tensor& tensor,
     Buffers<T> work(scratch, op);
     const int64_t rows = work.rows, columns = work.columns, count = rows * columns;
     const bool tall = tensor.shape[0] > tensor.shape[1];
-    parallel_blocks(threads_, count, element_block, [&](int64_t begin, int64_t end) {
-        work.parts[begin / element_block] =
-            kernels_.sum_of_squares(tensor.dtype, tensor.data, begin, end);
-    });
-    double squares = 0;
-    for (int64_t b = 0; b < block_count(count, element_block); ++b) squares += work.parts[b];
-    const double divisor = std::sqrt(squares) * op.norm_scale + op.eps;
+    const double divisor = newton_schulz_divisor(op, tensor, work.parts);
     T* normalised = tall ? work.next : work.x;
     parallel_blocks(threads_, count, element_block, [&](int64_t begin, int64_t end) {
         kernels_.divide(tensor.dtype, normalised, tensor.data, divisor, begin, end);

@@ -199,7 +199,7 @@ NewtonSchulzTime measure_newton_schulz(Backend& backend, Backend& host, const Ne
     const std::vector<Tensor> shapes(static_cast<size_t>(batch.count),
                                      Tensor{nullptr, DType::f32, shape});
     NewtonSchulz op{shapes,   set.steps,   set.norm_scale,
-                    set.eps,  {},          backend.preferred_newton_schulz(),
+                    set.eps,  {},          set.inner.value_or(backend.preferred_newton_schulz()),
                     set.form, set.restarts};
     Arena plan;
     const auto take_all = [&](Arena& arena) {

@@ -93,6 +93,11 @@ inline CLI::App* add_bench_optimizer(CLI::App& group, BenchOptimizerOptions& opt
                      "Master weights: fp32, or split (bf16 and 16-bit remainders)")
         ->check(CLI::IsMember({"fp32", "split"}))
         ->capture_default_str();
+    command
+        ->add_option("--inner", options.inner,
+                     "fp16, bf16 or fp32 inside of Newton-Schulz, PyTorch's too (default: the "
+                     "device's choice; PyTorch fp32 on a CPU, bf16 on a GPU)")
+        ->check(CLI::IsMember({"fp16", "bf16", "fp32"}));
     command->add_option("--steps", options.steps, "Updates to measure; the median counts")
         ->check(integer_in(1, 10000))
         ->capture_default_str();

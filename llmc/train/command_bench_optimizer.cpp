@@ -34,6 +34,19 @@ struct NamedPreset {
     OptimizerConfig config;
 };
 
+std::optional<DType> chosen_inner(const BenchOptimizerOptions& options) {
+    if (options.inner.empty()) return {};
+    return options.inner == "fp16"   ? DType::f16
+           : options.inner == "bf16" ? DType::bf16
+                                     : DType::f32;
+}
+
+// Where the preset leaves it open.
+void choose_inner(NewtonSchulzSet& set, std::optional<DType> inner) {
+    if (inner == DType::bf16 && set.form == NewtonSchulzForm::gram) return;  // too coarse for it
+    if (!set.inner) set.inner = inner;
+}
+
 std::vector<NamedPreset> choose_presets(const BenchOptimizerOptions& options) {
     std::vector<std::string> names = options.presets;
     if (names.empty()) {
@@ -41,7 +54,12 @@ std::vector<NamedPreset> choose_presets(const BenchOptimizerOptions& options) {
     }
     std::vector<NamedPreset> presets;
     for (const std::string& name : names) {
-        const OptimizerConfig config = preset_optimizer(name);  // a mistake is one, chosen or not
+        OptimizerConfig config = preset_optimizer(name);  // a mistake is one, chosen or not
+        for (GroupConfig& group : config.groups) {
+            choose_inner(group.norm.newton_schulz, chosen_inner(options));
+            if (!group.alternate) continue;
+            choose_inner(group.alternate->norm.newton_schulz, chosen_inner(options));
+        }
         if (("preset." + name).find(options.only) == std::string::npos) continue;
         presets.push_back({name, config});
     }
@@ -103,6 +121,8 @@ class OptimizerBench {
           presets_(choose_presets(options)),
           sets_(choose_sets(options)) {
         if (!options.shapes.empty()) parse_shapes(options.shapes);
+        inner_ = chosen_inner(options).value_or(backend.preferred_newton_schulz());
+        require_newton_schulz(backend, inner_, "--inner " + options.inner);
         if (!presets_.empty() || !sets_.empty()) return;
         throw UsageError("--only " + options.only +
                          ": no such measurement; there are preset.NAME and newton_schulz.SET");
@@ -130,11 +150,11 @@ class OptimizerBench {
   private:
     // Returns whether the device is as fast as a GPU.
     bool measure_ceilings() {
-        inner_ = backend_.preferred_newton_schulz();
         const Ceiling copy = copy_ceiling(backend_, noise_);
         report_.add("ceiling.copy", copy, DType::f32);
-        // Of fp16 tensor cores it is the same as of bf16.
-        const DType type = inner_ == DType::f16 ? DType::bf16 : inner_;
+        // Of fp16 tensor cores it is the same as of bf16; a CPU may have fast products in bf16
+        // inside of Newton-Schulz alone.
+        const DType type = inner_ == DType::f32 ? inner_ : backend_.preferred_compute();
         const Ceiling gemm = gemm_ceiling(backend_, noise_, type);
         report_.add("ceiling.gemm", gemm, type);
         copy_rate_ = copy.rate();
@@ -197,14 +217,16 @@ class OptimizerBench {
         MatrixBatch batch;
     };
 
-    // Both forms, the gram form where it can pay.
-    static void add_set_cases(std::vector<SetCase>& cases, const std::string& name,
-                              const MatrixBatch& batch) {
+    // Both forms, the gram form where it can pay; bf16 is too coarse for it.
+    void add_set_cases(std::vector<SetCase>& cases, const std::string& name,
+                       const MatrixBatch& batch) const {
         constexpr double kFarFromSquare = 1.5;
         const auto [s, l] = std::minmax({batch.shape[0], batch.shape[1]});
         NewtonSchulzSet set = newton_schulz_set(name, kSetSteps);
+        set.inner = inner_;
         set.form = NewtonSchulzForm::standard;
         cases.push_back({name, set, batch});
+        if (inner_ == DType::bf16) return;
         if (static_cast<double>(l) < kFarFromSquare * static_cast<double>(s)) return;
         set.form = NewtonSchulzForm::gram;
         cases.push_back({name, set, batch});
@@ -243,9 +265,13 @@ class OptimizerBench {
 
     std::unique_ptr<TorchPeers> start_peers() {
         const bool cpu = backend_.describe().rfind("CPU", 0) == 0;
-        auto peers = std::make_unique<TorchPeers>(std::vector<std::string>{
-            "--device", cpu ? "cpu" : "cuda", "--threads", std::to_string(options_.threads),
-            "--updates", std::to_string(options_.steps)});
+        std::vector<std::string> arguments{"--device",  cpu ? "cpu" : "cuda",
+                                           "--threads", std::to_string(options_.threads),
+                                           "--updates", std::to_string(options_.steps)};
+        if (!options_.inner.empty()) {
+            arguments.insert(arguments.end(), {"--inner", options_.inner});
+        }
+        auto peers = std::make_unique<TorchPeers>(arguments);
         std::string known;
         for (const std::string name : peers->setup().at("presets")) {
             known += (known.empty() ? "" : ", ") + name;
@@ -306,7 +332,7 @@ class OptimizerBench {
     const std::vector<NamedPreset> presets_;
     const std::vector<std::string> sets_;
     std::vector<const NamedPreset*> compared_;  // those that PyTorch's side does too
-    DType inner_ = DType::f32;                  // inside of Newton-Schulz
+    DType inner_;                               // inside of Newton-Schulz
     double copy_rate_ = 0, gemm_rate_ = 0;
 };
 

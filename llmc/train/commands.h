@@ -71,6 +71,7 @@ struct BenchOptimizerOptions {
     std::string device = "auto", only;  // empty: all
     std::vector<std::string> presets;   // names or files; empty: all that are built in
     std::string master = "fp32";        // or "split"
+    std::string inner;                  // of Newton-Schulz where no preset says; empty: auto
     int64_t layers = 0;                 // 0: all on a GPU, few on a CPU
     int steps = 3, rounds = 3, threads = 0;
     bool json = false, compare = false;

@@ -40,14 +40,14 @@ std::unique_ptr<Backend> make_backend(const std::string& device, int threads,
 
 namespace {
 
-// A type inside of Newton-Schulz that the device does not have.
+// Types inside of Newton-Schulz that the device does not have.
 void require_newton_schulz(const OptimizerConfig& config, const Backend& backend) {
     const auto require = [&](const NormConfig& norm, const std::string& path) {
         const std::optional<DType>& inner = norm.newton_schulz.inner;
-        if (norm.type != NormType::spectral || !inner || backend.has_newton_schulz(*inner)) return;
-        throw UsageError(path + "norm.inner = \"" + (*inner == DType::f16 ? "fp16" : "bf16") +
-                         "\": the CPU orthogonalises in fp32; expected auto or fp32, or "
-                         "--device cuda");
+        if (norm.type != NormType::spectral || !inner) return;
+        require_newton_schulz(
+            backend, *inner,
+            path + "norm.inner = \"" + (*inner == DType::f16 ? "fp16" : "bf16") + "\"");
     };
     for (size_t i = 0; i < config.groups.size(); ++i) {
         const GroupConfig& group = config.groups[i];
@@ -58,6 +58,14 @@ void require_newton_schulz(const OptimizerConfig& config, const Backend& backend
 }
 
 }  // namespace
+
+void require_newton_schulz(const Backend& backend, DType inner, const std::string& where) {
+    if (backend.has_newton_schulz(inner)) return;
+    const bool bf16 = backend.has_newton_schulz(DType::bf16);
+    throw UsageError(where + ": this processor has no matrix products in " +
+                     (inner == DType::f16 ? "fp16" : "bf16 (AVX512-BF16)") + "; expected auto" +
+                     (bf16 ? ", bf16" : "") + " or fp32, or --device cuda");
+}
 
 ModelPrecision choose_precision(const Config& config, const Backend& backend) {
     require_newton_schulz(config.optimizer, backend);

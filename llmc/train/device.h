@@ -16,6 +16,9 @@ namespace lmo {
 std::unique_ptr<Backend> make_backend(const std::string& device, int threads,
                                       const LocalRank& rank = {});
 
+// Throws UsageError, which begins with `where`, when Newton-Schulz cannot work in this type here.
+void require_newton_schulz(const Backend& backend, DType inner, const std::string& where);
+
 ModelPrecision choose_precision(const Config& config, const Backend& backend);
 
 // Throws UsageError where this backend does not have the attention of model.attention.

@@ -140,8 +140,12 @@ class NewtonSchulzTest : public BackendTest {
   protected:
     // f64: matrices of that type, `inner` stays f32.
     std::vector<DType> inner_types() const {
-        if (has_fp64()) return {DType::f64, DType::f32};
-        return {DType::f16, DType::bf16, DType::f32};
+        std::vector<DType> types;
+        if (has_fp64()) types.push_back(DType::f64);
+        for (const DType type : {DType::f16, DType::bf16, DType::f32}) {  // CPUs: few have bf16
+            if (backend_->has_newton_schulz(type)) types.push_back(type);
+        }
+        return types;
     }
 
     std::vector<Values> get_list(const std::vector<Tensor>& list) {
@@ -215,6 +219,21 @@ TEST_P(NewtonSchulzTest, LargeMatrices) {
     const Steps steps(2, jordan[0]);
     check(inner, 264, 272, {steps}, 1, 1);
     check(inner, 400, 260, {steps, 1.01, 1e-7, NewtonSchulzForm::automatic, {1}}, 1, 1);
+}
+
+// More rows, columns and depth than are worked on at once, and rests of them.
+TEST_P(NewtonSchulzTest, SidesThatNothingDivides) {
+    if (!backend_->has_newton_schulz(DType::bf16)) GTEST_SKIP() << "no bf16 here";
+    const Steps steps(2, jordan[0]);
+    for (const auto& [m, n] : {std::pair{61, 803}, std::pair{803, 61}, std::pair{113, 119}}) {
+        check(DType::bf16, m, n, {steps}, 1, 1);
+    }
+}
+
+// Rows 4 KiB apart have strides of their own; as do those of a square that large, not tried here.
+TEST_P(NewtonSchulzTest, RowsAsLongAsPages) {
+    if (!backend_->has_newton_schulz(DType::bf16)) GTEST_SKIP() << "no bf16 here";
+    check(DType::bf16, 35, 2048, {{jordan[0]}}, 1, 1);
 }
 
 // What it says it does, in operations.
@@ -329,6 +348,40 @@ TEST_P(NewtonSchulzTest, EqualBitsEachTime) {
     EXPECT_LE(largest_difference(first, single()), 1e-4 * largest(first));
 }
 
+// On a CPU in bf16 each element is summed in one order, whoever does it, in a list or alone.
+class NewtonSchulzCpuTest : public NewtonSchulzTest {};
+TEST_P(NewtonSchulzCpuTest, Bf16HasTheBitsOfAnyThreads) {
+    if (!backend_->has_newton_schulz(DType::bf16)) GTEST_SKIP() << "no bf16 here";
+    for (const auto& [m, n] : {std::pair{150, 270}, std::pair{270, 150}}) {
+        const auto list = [&, m = m, n = n](int64_t count) {
+            const Tensor x = put(DType::f32, {3, m, n}, random_values(3 * m * n, 1));
+            std::vector<Tensor> matrices;
+            for (int64_t i = 0; i < count; ++i) matrices.push_back(x.slice(i * m * n, {m, n}));
+            run(DType::bf16, matrices, {jordan});
+            return get(matrices[0]);
+        };
+        use_threads(1);
+        const Values one = list(1);
+        EXPECT_EQ(list(3), one);
+        for (const int threads : {2, 3}) {
+            use_threads(threads);
+            EXPECT_EQ(list(1), one);
+            EXPECT_EQ(list(3), one);
+        }
+    }
+}
+
+// The transpose of a matrix has the transpose of its result, to the bit.
+TEST_P(NewtonSchulzCpuTest, Bf16TakesTallMatricesAsWideOnes) {
+    if (!backend_->has_newton_schulz(DType::bf16)) GTEST_SKIP() << "no bf16 here";
+    const int64_t m = 45, n = 101;
+    const Values values = random_values(m * n, 1);
+    const Tensor wide = put(DType::f32, {m, n}, values);
+    const Tensor tall = put(DType::f32, {n, m}, transposed(values, m, n));
+    for (const Tensor& x : {wide, tall}) run(DType::bf16, {x}, {jordan});
+    EXPECT_EQ(transposed(get(wide), m, n), get(tall));
+}
+
 // Parameters lie side by side, so a matrix may start at any element; what is between stays.
 TEST_P(NewtonSchulzTest, MatricesAtAnyAddress) {
     for (const DType inner : inner_types()) {
@@ -391,6 +444,7 @@ TEST_P(NewtonSchulzTest, ARecordedIterationRunsEachTime) {
 
 LMO_ON_ALL_BACKENDS(NewtonSchulzTest);
 LMO_ON_THE_ORACLE(NewtonSchulzOracleTest);
+LMO_ON_THE_ORACLE(NewtonSchulzCpuTest);
 
 }  // namespace
 }  // namespace lmo
