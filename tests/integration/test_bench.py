@@ -1,6 +1,7 @@
 """train_gpt bench train, bench kernels, bench optimizer: JSON lines for scripts, a table for people, on random data."""
 import json
 import os
+import pathlib
 import re
 import subprocess
 import sys
@@ -286,6 +287,27 @@ class BenchOptimizerTest(CliTest):
         jordan = self.lines('--shapes', '160x300', '--only', 'jordan')[2]
         self.assertTrue(0.1 < jordan['orthogonality_max'] < 0.35)
 
+    def test_a_chosen_type_inside(self):
+        arguments = ('--shapes', '60x200', '--only', 'newton_schulz.you', '--inner')
+        lines = self.lines(*arguments, 'fp32')[2:]
+        self.assertEqual([(line['dtype'], line['form']) for line in lines], [('fp32', 'standard'), ('fp32', 'gram')])
+        result = self.bench(*arguments, 'fp16', status=2)
+        self.assertIn('--inner fp16: this processor has no matrix products in fp16', result.err)
+        if 'avx512_bf16' not in pathlib.Path('/proc/cpuinfo').read_text().split():
+            self.assertIn('AVX512-BF16', self.bench(*arguments, 'bf16', status=2).err)
+            return
+        self.assertIn('expected auto, bf16 or fp32', result.err)
+        ceiling, line = self.lines(*arguments, 'bf16')[1:]  # too coarse for the gram form
+        self.assertEqual((line['dtype'], line['form']), ('bf16', 'standard'))
+        # 64 rows with 224 columns: of the symmetric products 48 columns and then 16, from the diagonal on
+        half = 64 * 48 + 16 * 16
+        self.assertEqual(line['flops_executed'], 5 * 2 * (half * 224 + half * 64 + 64 * 64 * 224))
+        self.assertAlmostEqual(line['tflops_executed'] / ceiling['tflops'], line['ceiling_share'], places=9)
+        self.assertLess(line['orthogonality_max'], 0.08)
+        for inner, differs in (('fp32', False), ('bf16', True)):
+            own = self.lines('--shapes', '60x200', '--only', 'preset.muon-kj', '--inner', inner)[-1]
+            self.assertEqual(own['flops_executed'] == 5 * 2 * (half * 224 + half * 64 + 64 * 64 * 224), differs)
+
     def test_table_and_own_presets(self):
         group = {'match': {'role': 'any'}, 'norm': {'type': 'sign'}}
         (self.folder / 'mine.json').write_text(json.dumps({'description': 'x', 'groups': [group]}))
@@ -329,7 +351,11 @@ class BenchOptimizerTest(CliTest):
         self.assertIn('PyTorch 9.9', result.out)
         self.assertEqual(json.loads((self.folder / 'prepared').read_text()),
                          {'blocks': [{'shape': [16, 8], 'matrix': True}] * 2, 'presets': ['muon']})
-        self.assertIn('--threads 2', (self.folder / 'arguments').read_text())
+        said = (self.folder / 'arguments').read_text()
+        self.assertIn('--threads 2', said)
+        self.assertNotIn('--inner', said)
+        self.bench(*arguments, '--inner', 'fp32', **options)
+        self.assertIn('--inner fp32', (self.folder / 'arguments').read_text())
         result = self.bench('--preset', 'lion', '--compare', status=2, **options)
         self.assertIn('adamw, muon', result.err)
 
@@ -355,7 +381,7 @@ class BenchOptimizerTest(CliTest):
                      ['--shapes', '8x8,'], ['--shapes', '8x9999999'], ['--shapes', '-8x8'],
                      ['--preset', 'moun'], ['--preset', 'nowhere.json'], ['--only', 'nothing'], ['--steps', '0'],
                      ['--rounds', '2'], ['--shapes', '8x8', '--layers', '1'], ['--config', 'nowhere.json'],
-                     ['--device', 'tpu'], ['--threads', '0']):
+                     ['--device', 'tpu'], ['--threads', '0'], ['--inner', 'fp8']):
             with self.subTest(more):
                 result = self.run_cli('bench', 'optimizer', *more)
                 self.assertEqual((result.status, result.out), (2, ''), result.err)

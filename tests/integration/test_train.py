@@ -1,6 +1,7 @@
 """A run from configuration to checkpoint, and what other programs read of it."""
 import json
 import math
+import pathlib
 import struct
 
 from cli import ROOT, CliTest
@@ -85,6 +86,29 @@ class TrainTest(CliTest):
         self.train()
         train = self.metrics(kind='train')
         self.assertLess(train[-1]['loss'], train[0]['loss'] - 0.5)
+
+    def test_types_inside_of_newton_schulz(self):
+        """bf16 only on processors with instructions for it, fp16 on no CPU, none by itself."""
+        losses = {}
+        for inner in ('auto', 'fp32', 'bf16', 'fp16'):
+            groups = [{'match': {'role': 'matrix'}, 'norm': {'type': 'spectral', 'coefficients': 'jordan', 'inner': inner},
+                       'radius': 0.1},
+                      {'match': {'role': 'any'}, 'norm': {'type': 'sign'}, 'radius': 0.1}]
+            self.config({'run': {'steps': 4, 'dir': inner}, 'optimizer': {'preset': None, 'groups': groups}})
+            result = self.run_cli('train', '--config', 'config.json', '--device', 'cpu')
+            if result.status == 2:
+                self.assertIn(f'optimizer.groups[0].norm.inner = "{inner}": this processor has no matrix products in '
+                              f'{inner}', result.err)
+                self.assertIn('or fp32, or --device cuda', result.err)
+                continue
+            self.assertEqual(result.status, 0, result.err)
+            losses[inner] = [line['loss'] for line in self.metrics(inner, 'train')]
+        flags = pathlib.Path('/proc/cpuinfo').read_text().split()
+        self.assertEqual(set(losses), {'auto', 'fp32'} | ({'bf16'} if 'avx512_bf16' in flags else set()))
+        self.assertEqual(losses['auto'], losses['fp32'])
+        for fp32, bf16 in zip(losses['fp32'], losses.get('bf16', [])):
+            self.assertAlmostEqual(fp32, bf16, delta=0.05)
+        self.assertNotEqual(losses['fp32'][1:], losses.get('bf16'))
 
     def test_start_from_a_checkpoint(self):
         self.config({'run': {'steps': 60}})

@@ -13,13 +13,13 @@ UPDATES = 3
 
 @unittest.skipUnless(QEMU, 'qemu-x86_64 is not installed (package qemu-user)')
 class ProcessorTest(CliTest):
-    def emulate(self, processor, *arguments):
+    def emulate(self, processor, *arguments, status=0):
         # OMP_WAIT_POLICY also keeps the program from starting itself anew, outside of the emulator.
         result = subprocess.run([QEMU, '-cpu', processor, TRAIN_GPT, *map(str, arguments)], cwd=self.folder,
                                 env={**os.environ, 'OMP_WAIT_POLICY': 'passive', 'OMP_NUM_THREADS': '2'},
                                 capture_output=True, text=True, timeout=300)
-        self.assertEqual(result.returncode, 0, f'{processor}: {result.stdout}{result.stderr}')
-        return result.stdout
+        self.assertEqual(result.returncode, status, f'{processor}: {result.stdout}{result.stderr}')
+        return result.stderr if status else result.stdout
 
     def losses(self, run, kind='train'):
         return [line['loss'] for line in self.metrics(run, kind)]
@@ -44,8 +44,16 @@ class ProcessorTest(CliTest):
         there = json.loads(self.emulate(processor, *arguments))
         self.assertAlmostEqual(here['loss'], there['loss'], delta=1e-5)
 
+    def check_without_bf16(self, processor):
+        error = self.emulate(processor, 'bench', 'optimizer', '--device', 'cpu', '--shapes', '8x8', '--inner', 'bf16',
+                             status=2)
+        self.assertIn('--inner bf16: this processor has no matrix products in bf16 (AVX512-BF16); expected auto or '
+                      'fp32', error)
+
     def test_avx2(self):
         self.check('Haswell-noTSX', 'AVX2')
+        self.check_without_bf16('Haswell-noTSX')
 
     def test_before_avx(self):
         self.check('Nehalem', 'baseline')
+        self.check_without_bf16('Nehalem')
