@@ -9,8 +9,8 @@
 #include <vector>
 
 #include "llmc/cpu/bf16_matmul.h"
-#include "llmc/cpu/bf16_tiles.h"
 #include "llmc/cpu/gemm.h"
+#include "llmc/cpu/newton_schulz_bf16.h"
 #include "llmc/cpu/parallel.h"
 #include "llmc/device/backend.h"
 
@@ -109,7 +109,7 @@ class CpuBackend : public Backend {
     void gemm_in(const Gemm& op);
     template <typename T>
     void symmetric_product_in(const SymmetricProduct& op);
-    int newton_schulz_threads(const NewtonSchulz& op) const;
+    Bf16NewtonSchulz bf16_newton_schulz(const NewtonSchulz& op) const;
     size_t newton_schulz_bytes(const NewtonSchulz& op) const;
     double newton_schulz_divisor(const NewtonSchulz& op, const Tensor& tensor, double* parts) const;
     void orthogonalise_bf16(const NewtonSchulz& op, const Tensor& tensor, Scratch& scratch) const;
@@ -127,7 +127,7 @@ class CpuBackend : public Backend {
     int threads_;
     Kernels kernels_;
     Blas blas_;
-    Bf16Matmul bf16_matmul_;
+    mutable Bf16Matmul bf16_matmul_;  // keeps what it compiles
     const Bf16Tiles* bf16_tiles_ = bf16_tiles();
 };
 

@@ -11,7 +11,6 @@
 #include <cmath>
 
 #include "llmc/cpu/cpu_backend.h"
-#include "llmc/cpu/newton_schulz_bf16.h"
 
 namespace lmo::cpu {
 
@@ -85,12 +84,6 @@ size_t buffer_bytes(const NewtonSchulz& op) {
     Scratch scratch;
     Buffers<T>(scratch, op);
     return scratch.bytes();
-}
-
-size_t bf16_buffer_bytes(const NewtonSchulz& op, int threads) {
-    Scratch scratch;
-    take_parts(scratch, op);
-    return scratch.bytes() + Bf16NewtonSchulz(op, threads).workspace_bytes();
 }
 
 // The iteration on a matrix that is in x, normalised and wide.
@@ -170,16 +163,19 @@ class Iteration {
 
 }  // namespace
 
-// Threads that share a matrix.
-int CpuBackend::newton_schulz_threads(const NewtonSchulz& op) const {
-    return lanes(op, threads_) > 1 ? 1 : threads_;
+// Where AMX is, all threads share its products; small matrices side by side leave it alone.
+Bf16NewtonSchulz CpuBackend::bf16_newton_schulz(const NewtonSchulz& op) const {
+    if (lanes(op, threads_) > 1) return {op, 1, nullptr};
+    return {op, threads_, bf16_matmul_.fast() ? &bf16_matmul_ : nullptr};
 }
 
 // Of one matrix.
 size_t CpuBackend::newton_schulz_bytes(const NewtonSchulz& op) const {
     if (op.x[0].dtype == DType::f64) return buffer_bytes<double>(op);
-    if (op.inner == DType::bf16) return bf16_buffer_bytes(op, newton_schulz_threads(op));
-    return buffer_bytes<float>(op);
+    if (op.inner != DType::bf16) return buffer_bytes<float>(op);
+    Scratch scratch;
+    take_parts(scratch, op);
+    return scratch.bytes() + bf16_newton_schulz(op).workspace_bytes();
 }
 
 size_t CpuBackend::workspace_bytes(const NewtonSchulz& op) const {
@@ -190,7 +186,7 @@ size_t CpuBackend::workspace_bytes(const NewtonSchulz& op) const {
 double CpuBackend::executed_flops(const NewtonSchulz& op) const {
     if (op.x.empty()) return 0.0;
     if (op.inner == DType::bf16 && op.x[0].dtype == DType::f32) {
-        return Bf16NewtonSchulz(op, 1).executed_flops() * static_cast<double>(op.x.size());
+        return bf16_newton_schulz(op).executed_flops() * static_cast<double>(op.x.size());
     }
     const Shape& shape = op.x[0].shape;
     const int64_t rows = std::min(shape[0], shape[1]), columns = std::max(shape[0], shape[1]);
@@ -260,7 +256,7 @@ double CpuBackend::newton_schulz_divisor(const NewtonSchulz& op, const Tensor& t
 void CpuBackend::orthogonalise_bf16(const NewtonSchulz& op, const Tensor& tensor,
                                     Scratch& scratch) const {
     const double divisor = newton_schulz_divisor(op, tensor, take_parts(scratch, op));
-    Bf16NewtonSchulz(op, newton_schulz_threads(op)).run(*bf16_tiles_, tensor, divisor, scratch);
+    bf16_newton_schulz(op).run(*bf16_tiles_, tensor, divisor, scratch);
 }
 
 template <typename T>

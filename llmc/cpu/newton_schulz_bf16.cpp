@@ -11,9 +11,11 @@ namespace {
 
 int64_t padded(int64_t extent) { return (extent + bf16_padding - 1) / bf16_padding * bf16_padding; }
 
-// From row to row; not a multiple of 4 KiB, as rows would then share few lines of the cache.
-int64_t stride_of(int64_t padded_columns) {
+// From row to row; not a multiple of 4 KiB, as rows would then share few lines of the cache. The
+// library takes dense matrices alone.
+int64_t stride_of(int64_t padded_columns, const Bf16Matmul* library) {
     constexpr int64_t page = 2048;  // elements
+    if (library) return padded_columns;
     return padded_columns % page == 0 ? padded_columns + bf16_padding : padded_columns;
 }
 
@@ -24,16 +26,17 @@ struct Bf16NewtonSchulz::Buffers {
     char* panels;  // scratch of each thread
 };
 
-Bf16NewtonSchulz::Bf16NewtonSchulz(const NewtonSchulz& op, int threads)
+Bf16NewtonSchulz::Bf16NewtonSchulz(const NewtonSchulz& op, int threads, Bf16Matmul* library)
     : steps_(op.steps),
+      library_(library),
       threads_(threads),
       tall_(op.x[0].shape[0] > op.x[0].shape[1]),
       rows_(std::min(op.x[0].shape[0], op.x[0].shape[1])),
       columns_(std::max(op.x[0].shape[0], op.x[0].shape[1])),
       padded_rows_(padded(rows_)),
       padded_columns_(padded(columns_)),
-      stride_(stride_of(padded_columns_)),
-      square_stride_(stride_of(padded_rows_)) {
+      stride_(stride_of(padded_columns_, library)),
+      square_stride_(stride_of(padded_rows_, library)) {
     assert(op.form != NewtonSchulzForm::gram && "bf16 is too coarse for it");
     assert(op.x[0].dtype == DType::f32);
 }
@@ -59,6 +62,7 @@ double Bf16NewtonSchulz::executed_flops() const {
         return 2.0 * static_cast<double>(m * n) * static_cast<double>(k);
     };
     const auto symmetric = [&](int64_t k) {
+        if (library_) return product(padded_rows_, padded_rows_, k);
         double flops = 0.0;
         for (int64_t column = 0; column < padded_rows_; column += bf16_panel_columns) {
             const int64_t rest = padded_rows_ - column;
@@ -78,6 +82,7 @@ double Bf16NewtonSchulz::executed_flops() const {
 // symmetric product come first.
 void Bf16NewtonSchulz::multiply(const Bf16Tiles& tiles, const Buffers& buffers, Product kind,
                                 int64_t columns, const Bf16Panel& product) const {
+    if (library_ && multiply_by_library(kind, columns, product)) return;
     const int64_t panels = block_count(columns, bf16_panel_columns);
 #pragma omp parallel for num_threads(threads_) schedule(dynamic, 1)
     for (int64_t i = 0; i < panels; ++i) {
@@ -90,6 +95,27 @@ void Bf16NewtonSchulz::multiply(const Bf16Tiles& tiles, const Buffers& buffers, 
         panel.scratch = buffers.panels + omp_get_thread_num() * bf16_panel_scratch(padded_rows_);
         tiles.multiply(panel);
     }
+}
+
+// Returns false, with nothing done but d copied to c, where the library cannot.
+bool Bf16NewtonSchulz::multiply_by_library(Product kind, int64_t columns,
+                                           const Bf16Panel& p) const {
+    const auto tensor = [](const uint16_t* data, int64_t rows, int64_t dense) {
+        return Tensor{const_cast<uint16_t*>(data), DType::bf16, {rows, dense}};
+    };
+    Gemm op;
+    op.a = tensor(p.a, padded_rows_, p.k);
+    op.transpose_b = kind == Product::symmetric;
+    op.b = op.transpose_b ? tensor(p.b, columns, p.k) : tensor(p.b, p.k, columns);
+    op.c = tensor(p.c, padded_rows_, columns);
+    op.alpha = p.alpha;
+    if (p.d) {
+        op.beta = p.beta;
+        parallel_blocks(
+            threads_, padded_rows_ * columns, element_block,
+            [&](int64_t begin, int64_t end) { std::copy(p.d + begin, p.d + end, p.c + begin); });
+    }
+    return library_->run(op, threads_);
 }
 
 void Bf16NewtonSchulz::run(const Bf16Tiles& tiles, const Tensor& x, double divisor,

@@ -3,6 +3,7 @@
 #include "llmc/core/error.h"
 #include "llmc/cpu/bf16_matmul.h"
 #include "llmc/cpu/gemm.h"
+#include "llmc/cpu/newton_schulz_bf16.h"
 #include "tests/unit/backend_test.h"
 
 namespace lmo {
@@ -128,6 +129,32 @@ TEST(CpuBf16, PrimitivesMatchTheProductOfTheRoundedOperands) {
                 ASSERT_NEAR(c[i], 0.5 * sum + 0.5, 1e-4);
             }
         }
+    }
+}
+
+// What processors with AMX do, by whatever bf16 instructions this one has.
+TEST(CpuBackend, NewtonSchulzByTheLibraryAgreesWithTheTiles) {
+    const cpu::Bf16Tiles* tiles = cpu::bf16_tiles();
+    if (!tiles) GTEST_SKIP() << "no bf16 on this machine";
+    cpu::Bf16Matmul library;
+    const std::vector<NewtonSchulzStep> steps = {
+        {3.4445, -4.7750, 2.0315}, {1.5, -0.5, 0.0}, {3.4445, -4.7750, 2.0315}};
+    for (const auto& [m, n] : {std::pair{70, 150}, std::pair{150, 70}, std::pair{64, 64}}) {
+        std::vector<float> x[2];
+        for (const double value : random_values(m * n, 1)) x[0].push_back(float(value));
+        x[1] = x[0];
+        for (const bool by_library : {false, true}) {
+            const Tensor tensor{x[by_library].data(), DType::f32, {m, n}};
+            const NewtonSchulz op{{&tensor, 1}, steps, 1.0, 0.0, {}, DType::bf16};
+            const cpu::Bf16NewtonSchulz iteration(op, 2, by_library ? &library : nullptr);
+            std::vector<double> memory(iteration.workspace_bytes() / 8 + 8);  // and 64 bytes
+            void* start = memory.data();
+            size_t room = memory.size() * 8;
+            std::align(64, iteration.workspace_bytes(), start, room);
+            cpu::Scratch scratch(Tensor{start, DType::f64, {int64_t(room / 8)}});
+            iteration.run(*tiles, tensor, 40.0, scratch);
+        }
+        for (int64_t i = 0; i < m * n; ++i) ASSERT_NEAR(x[0][i], x[1][i], 0.01) << i;
     }
 }
 
