@@ -109,6 +109,7 @@ class CpuBackend : public Backend {
     void gemm_in(const Gemm& op);
     template <typename T>
     void symmetric_product_in(const SymmetricProduct& op);
+    int newton_schulz_lanes(const NewtonSchulz& op) const;
     Bf16NewtonSchulz bf16_newton_schulz(const NewtonSchulz& op) const;
     size_t newton_schulz_bytes(const NewtonSchulz& op) const;
     double newton_schulz_divisor(const NewtonSchulz& op, const Tensor& tensor, double* parts) const;

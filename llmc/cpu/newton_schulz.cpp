@@ -68,16 +68,6 @@ void transpose(int threads, int64_t m, int64_t n, const T* from, T* to) {
     });
 }
 
-// Matrices worked on side by side, each by one thread; else they come one by one and all threads
-// share the products. Small products do not occupy several threads, and large ones would need much
-// memory side by side.
-int lanes(const NewtonSchulz& op, int threads) {
-    constexpr int64_t small = 1 << 16, large = 1 << 20;  // elements
-    const int64_t elements = op.x[0].count(), matrices = static_cast<int64_t>(op.x.size());
-    if (elements > (matrices < threads ? small : large)) return 1;
-    return static_cast<int>(std::min<int64_t>(threads, matrices));
-}
-
 // Of one matrix.
 template <typename T>
 size_t buffer_bytes(const NewtonSchulz& op) {
@@ -163,9 +153,19 @@ class Iteration {
 
 }  // namespace
 
-// Where AMX is, all threads share its products; small matrices side by side leave it alone.
+// Matrices worked on side by side, each by one thread; else they come one by one and all threads
+// share the products. Small products do not occupy several threads, and large ones would need much
+// memory side by side, or the library that is AMX's, which is not for several at once.
+int CpuBackend::newton_schulz_lanes(const NewtonSchulz& op) const {
+    constexpr int64_t small = 1 << 16, large = 1 << 20;  // elements
+    const int64_t elements = op.x[0].count(), matrices = static_cast<int64_t>(op.x.size());
+    const bool shared = matrices < threads_ || (op.inner == DType::bf16 && bf16_matmul_.fast());
+    if (elements > (shared ? small : large)) return 1;
+    return static_cast<int>(std::min<int64_t>(threads_, matrices));
+}
+
 Bf16NewtonSchulz CpuBackend::bf16_newton_schulz(const NewtonSchulz& op) const {
-    if (lanes(op, threads_) > 1) return {op, 1, nullptr};
+    if (newton_schulz_lanes(op) > 1) return {op, 1, nullptr};
     return {op, threads_, bf16_matmul_.fast() ? &bf16_matmul_ : nullptr};
 }
 
@@ -180,7 +180,7 @@ size_t CpuBackend::newton_schulz_bytes(const NewtonSchulz& op) const {
 
 size_t CpuBackend::workspace_bytes(const NewtonSchulz& op) const {
     if (op.x.empty()) return 0;
-    return static_cast<size_t>(lanes(op, threads_)) * newton_schulz_bytes(op);
+    return static_cast<size_t>(newton_schulz_lanes(op)) * newton_schulz_bytes(op);
 }
 
 double CpuBackend::executed_flops(const NewtonSchulz& op) const {
@@ -212,7 +212,7 @@ void CpuBackend::newton_schulz(const NewtonSchulz& op) {
     if (op.x.empty()) return;
     assert(has_newton_schulz(op.inner));
     const size_t bytes = newton_schulz_bytes(op);
-    const int side_by_side = lanes(op, threads_);
+    const int side_by_side = newton_schulz_lanes(op);
     // Inside of a parallel region every operation runs on the calling thread alone.
 #pragma omp parallel for num_threads(side_by_side) schedule(dynamic, 1) if (side_by_side > 1)
     for (size_t i = 0; i < op.x.size(); ++i) {
