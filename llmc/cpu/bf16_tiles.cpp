@@ -10,7 +10,7 @@
 namespace lmo::cpu::avx512bf16 {
 namespace {
 
-constexpr int lanes = 16, block_rows = static_cast<int>(bf16_block_rows);
+constexpr int64_t lanes = 16, block_rows = bf16_block_rows;
 
 inline __m512i load(const void* from) { return _mm512_loadu_si512(from); }
 inline void store(void* to, __m512i value) { _mm512_storeu_si512(to, value); }
@@ -27,17 +27,18 @@ inline void store(uint16_t* to, __m256i value) {
 // Of 16 x 16 elements of 32 bits: pairs of rows, then of pairs, then of 128-bit lanes.
 inline void transpose(__m512i (&r)[lanes]) {
     __m512i t[lanes];
-    for (int i = 0; i < lanes; i += 2) {
+    for (int64_t i = 0; i < lanes; i += 2) {
         t[i] = _mm512_unpacklo_epi32(r[i], r[i + 1]);
         t[i + 1] = _mm512_unpackhi_epi32(r[i], r[i + 1]);
     }
-    for (int i = 0; i < lanes; i += 4) {
+    for (int64_t i = 0; i < lanes; i += 4) {
         r[i] = _mm512_unpacklo_epi64(t[i], t[i + 2]);
         r[i + 1] = _mm512_unpackhi_epi64(t[i], t[i + 2]);
         r[i + 2] = _mm512_unpacklo_epi64(t[i + 1], t[i + 3]);
         r[i + 3] = _mm512_unpackhi_epi64(t[i + 1], t[i + 3]);
     }
-    for (int i = 0; i < 4; ++i) {  // r[4 q + i]: column 4 l + i of rows 4 q .. 4 q + 3 in lane l
+    for (int64_t i = 0; i < 4;
+         ++i) {  // r[4 q + i]: column 4 l + i of rows 4 q .. 4 q + 3 in lane l
         const __m512i low02 = _mm512_shuffle_i32x4(r[i], r[4 + i], 0x88);
         const __m512i low13 = _mm512_shuffle_i32x4(r[i], r[4 + i], 0xdd);
         const __m512i high02 = _mm512_shuffle_i32x4(r[8 + i], r[12 + i], 0x88);
@@ -47,29 +48,29 @@ inline void transpose(__m512i (&r)[lanes]) {
         t[4 + i] = _mm512_shuffle_i32x4(low13, high13, 0x88);
         t[12 + i] = _mm512_shuffle_i32x4(low13, high13, 0xdd);
     }
-    for (int i = 0; i < lanes; ++i) r[i] = t[i];
+    for (int64_t i = 0; i < lanes; ++i) r[i] = t[i];
 }
 
 // packed [depth / 2, vectors * 16] pairs: elements k, k + 1 of each column of B.
-template <int vectors>
+template <int64_t vectors>
 void pack(const Bf16Panel& p, int64_t first, int64_t depth, uint32_t* packed) {
-    constexpr int width = vectors * lanes;
+    constexpr int64_t width = vectors * lanes;
     if (p.transposed) {
         for (int64_t k = 0; k < depth; k += 2 * lanes) {
-            for (int v = 0; v < vectors; ++v) {
+            for (int64_t v = 0; v < vectors; ++v) {
                 const uint16_t* from = p.b + (p.column + v * lanes) * p.b_stride + first + k;
                 __m512i rows[lanes];
-                for (int i = 0; i < lanes; ++i) rows[i] = load(from + i * p.b_stride);
+                for (int64_t i = 0; i < lanes; ++i) rows[i] = load(from + i * p.b_stride);
                 transpose(rows);
                 uint32_t* to = packed + k / 2 * width + v * lanes;
-                for (int i = 0; i < lanes; ++i) store(to + i * width, rows[i]);
+                for (int64_t i = 0; i < lanes; ++i) store(to + i * width, rows[i]);
             }
         }
         return;
     }
     for (int64_t k = 0; k < depth; k += 2) {
         const uint16_t* from = p.b + (first + k) * p.b_stride + p.column;
-        for (int v = 0; v < vectors; ++v) {
+        for (int64_t v = 0; v < vectors; ++v) {
             const __m512i low = _mm512_castps_si512(widen(from + v * lanes));
             const __m512i high = _mm512_castps_si512(widen(from + p.b_stride + v * lanes));
             store(packed + k / 2 * width + v * lanes,
@@ -78,24 +79,24 @@ void pack(const Bf16Panel& p, int64_t first, int64_t depth, uint32_t* packed) {
     }
 }
 
-template <int vectors>
+template <int64_t vectors>
 struct Sums {
     __m512 at[block_rows][vectors];
 };
 
 // sums += a [block_rows, depth] B
-template <int vectors>
+template <int64_t vectors>
 inline void multiply_block(const uint16_t* a, int64_t stride, const uint32_t* packed, int64_t depth,
                            Sums<vectors>& sums) {
     Sums<vectors> s = sums;
     for (int64_t k = 0; k < depth; k += 2) {
         __m512i b[vectors];
-        for (int v = 0; v < vectors; ++v) b[v] = load(packed + v * lanes);
-        for (int i = 0; i < block_rows; ++i) {
+        for (int64_t v = 0; v < vectors; ++v) b[v] = load(packed + v * lanes);
+        for (int64_t i = 0; i < block_rows; ++i) {
             int32_t pair;
             __builtin_memcpy(&pair, a + i * stride + k, sizeof pair);
             const __m512i both = _mm512_set1_epi32(pair);
-            for (int v = 0; v < vectors; ++v) {
+            for (int64_t v = 0; v < vectors; ++v) {
                 s.at[i][v] = _mm512_dpbf16_ps(s.at[i][v], (__m512bh)both, (__m512bh)b[v]);
             }
         }
@@ -107,17 +108,17 @@ inline void multiply_block(const uint16_t* a, int64_t stride, const uint32_t* pa
 // 8 rows of 16 elements, at `to` by columns.
 inline void store_transposed(const __m256i (&r)[block_rows], uint16_t* to, int64_t stride) {
     __m256i s[block_rows], t[block_rows];
-    for (int i = 0; i < 4; ++i) {
+    for (int64_t i = 0; i < 4; ++i) {
         s[2 * i] = _mm256_unpacklo_epi16(r[2 * i], r[2 * i + 1]);
         s[2 * i + 1] = _mm256_unpackhi_epi16(r[2 * i], r[2 * i + 1]);
     }
-    for (int i = 0; i < 2; ++i) {
+    for (int64_t i = 0; i < 2; ++i) {
         t[4 * i] = _mm256_unpacklo_epi32(s[4 * i], s[4 * i + 2]);
         t[4 * i + 1] = _mm256_unpackhi_epi32(s[4 * i], s[4 * i + 2]);
         t[4 * i + 2] = _mm256_unpacklo_epi32(s[4 * i + 1], s[4 * i + 3]);
         t[4 * i + 3] = _mm256_unpackhi_epi32(s[4 * i + 1], s[4 * i + 3]);
     }
-    for (int i = 0; i < 4; ++i) {  // columns 2 i and 2 i + 1, and 8 further on
+    for (int64_t i = 0; i < 4; ++i) {  // columns 2 i and 2 i + 1, and 8 further on
         const __m256i even = _mm256_unpacklo_epi64(t[i], t[4 + i]);
         const __m256i odd = _mm256_unpackhi_epi64(t[i], t[4 + i]);
         const auto put = [&](int64_t column, __m128i value) {
@@ -131,14 +132,14 @@ inline void store_transposed(const __m256i (&r)[block_rows], uint16_t* to, int64
 }
 
 // Rows [row, row + block_rows) of the panel, from their sums.
-template <int vectors>
+template <int64_t vectors>
 inline void finish(const Bf16Panel& p, int64_t row, const Sums<vectors>& sums) {
     const bool mirror = p.symmetric && row >= p.column + vectors * lanes;
     const __m512 alpha = _mm512_set1_ps(p.alpha), beta = _mm512_set1_ps(p.beta);
-    for (int v = 0; v < vectors; ++v) {
+    for (int64_t v = 0; v < vectors; ++v) {
         const int64_t column = p.column + v * lanes;
         __m256i rounded[block_rows];
-        for (int i = 0; i < block_rows; ++i) {
+        for (int64_t i = 0; i < block_rows; ++i) {
             __m512 value = _mm512_mul_ps(alpha, sums.at[i][v]);
             if (p.d) {
                 value = _mm512_fmadd_ps(beta, widen(p.d + (row + i) * p.d_stride + column), value);
@@ -150,7 +151,7 @@ inline void finish(const Bf16Panel& p, int64_t row, const Sums<vectors>& sums) {
     }
 }
 
-template <int vectors>
+template <int64_t vectors>
 void multiply_panel(const Bf16Panel& p) {
     uint32_t* packed = static_cast<uint32_t*>(p.scratch);
     auto* kept =

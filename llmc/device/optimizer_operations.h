@@ -52,8 +52,8 @@ struct FrobeniusNormalize {
 // far from square: it iterates on A alone, X = Q(A) X, and starts anew from X before the steps
 // `restarts` (increasing, > 0), which 16-bit types need (gram_restarts in norm/newton_schulz.h).
 // automatic: gram where the backend gains by it. `inner` is the type of the matrices inside;
-// products are accumulated in the master type. f32 means the tensors' own type; f16 and bf16 are
-// for backends that prefer them (preferred_newton_schulz).
+// products are accumulated in the master type. f32 means the tensors' own type; f16 and bf16
+// (not with the gram form) are for backends that have them (has_newton_schulz).
 struct NewtonSchulzStep {
     double a, b, c;
 };

@@ -78,8 +78,8 @@ void add_norm_keys(std::vector<Key>& keys, const std::string& path, const When& 
                     "for matrices far from square; auto: gram where it is faster",
                     spectral});
     keys.push_back({path + ".inner", one_of({"auto", "fp16", "bf16", "fp32"}), is("auto"),
-                    "type of the matrices inside of Newton-Schulz; auto: fp16 on GPUs, else fp32, "
-                    "which is all that a CPU has",
+                    "type of the matrices inside of Newton-Schulz; auto: fp16 on GPUs, else fp32; "
+                    "a CPU has fp32, and bf16 where it has AVX512-BF16",
                     spectral});
     keys.push_back({path + ".p",
                     special("a number >= 1, or \"inf\"", is_schatten_exponent),
