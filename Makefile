@@ -286,7 +286,7 @@ $(addprefix $(BUILD)/,llmc/cuda/%.o tests/cuda/%.o tests/emulator/%.o): CXXFLAGS
 $(BUILD)/llmc/cuda/cudnn_attention.o: private CXXFLAGS += -isystem $(CUDNN_FOUND) -g0
 
 # Hopper's instructions exist for sm_90a alone, whatever else is asked for.
-PTX_ARCH := compute_80
+PTX_ARCH := compute_90
 $(BUILD)/cuda/llmc/cuda/%_hopper.o: override GENCODE := -gencode arch=compute_90a,code=sm_90a
 $(BUILD)/cuda/llmc/cuda/%_hopper.ptx: PTX_ARCH := compute_90a
 

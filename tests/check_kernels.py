@@ -81,16 +81,16 @@ def kernel_definitions(code):
 RULES = [
     (r'<<<', (), 'launch by <<<>>>; use launch(LMO_KERNEL(name), ...)'),
     (r'\b__shared__\b', ('common.cuh',), 'raw __shared__; use LMO_SHARED or LMO_DYNAMIC_SHARED'),
-    (r'\basm\b', ('ptx.cuh', 'hopper.cuh'), 'PTX outside ptx.cuh and hopper.cuh'),
+    (r'\basm\b', ('ptx.cuh', 'hopper.cuh', 'dependent_launch.cuh'), 'PTX outside ptx.cuh and hopper.cuh'),
     (r'\b__activemask\b', (), '__activemask has no defined meaning; name the lanes'),
     (r'\bcooperative_groups\b', (), 'cooperative groups are not part of the dialect'),
-    (r'\b__CUDA_ARCH__\b', (), 'a path chosen by the preprocessor is not tested; use a template parameter'),
+    (r'\b__CUDA_ARCH__\b', ('dependent_launch.cuh',), 'a path chosen by the preprocessor is not tested; use a template parameter'),
     (r'\b(?:malloc|calloc|realloc|free)\s*\(|(?<!::)\bnew\b(?!_)', (), 'memory is the backend\'s; no malloc, no new'),
     (r'\bprintf\s*\(', (), 'printf in a kernel file'),
     (r'\bstd::(?:jthread|thread|mutex|atomic)\b|\bpthread_', (), 'threads of the host in a kernel file'),
     (r'\breinterpret_cast<\s*(?:const\s+)?(?:u?int|float|double|u?longlong|u?short)[248]\s*(?:const\s*)?\*',
      ('common.cuh', 'ptx.cuh', 'hopper.cuh'), 'a wide access by hand; use load, store and Vector'),
-    (r'(?<!asm )\bvolatile\b', ('ptx.cuh', 'hopper.cuh'), 'volatile: no block may wait for another one'),
+    (r'(?<!asm )\bvolatile\b', ('ptx.cuh', 'hopper.cuh', 'dependent_launch.cuh'), 'volatile: no block may wait for another one'),
 ]
 
 
@@ -113,6 +113,9 @@ def lint(files):
             if name in where:
                 yield f'{here}: kernel {name} has the name of another one ({where[name]}); give it another'
             where[name] = here
+            end = code.find('\n}', offset)
+            if len(re.findall(r'\n    wait_for_previous\(\);', code[offset:end])) != 1:
+                yield f'{here}: kernel {name}: every thread has to call wait_for_previous(), once, in no branch'
     everything = '\n'.join(sources.values())
     for name, here in where.items():
         if len(re.findall(rf'\b{name}\b', everything)) < 2:
@@ -216,12 +219,18 @@ OTHER_SPACE = re.compile(r'\b(?:ld|st)\.(?:param|shared|const|local)')
 TENSOR_CORES = re.compile(r'\b(?:mma\.sync|wgmma\.mma_async)')
 LOCAL_MEMORY = 'local memory'
 LOCAL = re.compile(r'\b(?:ld|st)\.local')
+WAITS, AN_ACCESS = 'a wait for the kernels ahead', 'an access'
+TOUCHES = re.compile(r'\b(?:ld|ldu|st|red|atom|cp)\.')
 
 
 def ptx_facts(body):
     """What the instructions of one kernel show: a set of words."""
     facts = set()
     for line in body.split('\n'):
+        if 'griddepcontrol.wait' in line and AN_ACCESS not in facts:
+            facts.add(WAITS)
+        if TOUCHES.search(line) and not OTHER_SPACE.search(line):
+            facts.add(AN_ACCESS)
         if TENSOR_CORES.search(line):
             facts.add('tensor cores')
         if LOCAL.search(line):
@@ -316,6 +325,8 @@ def ptx(build):
         for fact in entry['ptx']:
             if fact not in facts:
                 yield f'{kernel}: the PTX shows no {fact} any more'
+        if WAITS not in facts:
+            yield f'{kernel}: the PTX has no griddepcontrol.wait before its first access to global memory'
         if LOCAL_MEMORY in facts:
             yield f'{kernel}: the PTX uses local memory (ld.local, st.local)'
 
@@ -333,7 +344,7 @@ def write(build):
             stack = ['stack'] if numbers['stack'] and not numbers['spills'] else []
             keep = ['registers', 'shared', *stack]
             entry[architecture] = {key: numbers[key] for key in keep}
-        entry['ptx'] = sorted(facts.get(kernel, set()) - {LOCAL_MEMORY})
+        entry['ptx'] = sorted(facts.get(kernel, set()) - {LOCAL_MEMORY, WAITS, AN_ACCESS})
         lines.append(f'    {json.dumps(kernel)}: {json.dumps(entry)}')
     note = ('Registers, static shared memory and stack that each kernel may have, and what its PTX has to show. '
             'Written by tests/check_kernels.py write BUILD; look at the difference before it is committed.')

@@ -5,6 +5,13 @@
 
 namespace emulator {
 
+void fail_early_access(const char* where) {
+    fail(
+        "access to global memory at %s before wait_for_previous(): the kernels ahead may not have "
+        "ended",
+        where);
+}
+
 // Fails with the line of the caller: this is called right from a kernel's load or store.
 void check_alignment(const void* pointer, size_t bytes) {
     if (reinterpret_cast<uintptr_t>(pointer) % bytes == 0) return;
@@ -13,7 +20,10 @@ void check_alignment(const void* pointer, size_t bytes) {
 }
 
 void check_global(const void* pointer) {
-    if (!in_arena(pointer)) return;
+    if (!in_arena(pointer)) {
+        if (current && !current->waited) fail_early_access(code_text(__builtin_return_address(0)));
+        return;
+    }
     fail("an instruction for global memory gets an address of shared memory at %s",
          code_text(__builtin_return_address(0)));
 }
@@ -28,6 +38,7 @@ void check_shared(const void* pointer) {
 
 void check_access(Thread& thread, const void* pointer, size_t bytes, Access access, Site site) {
     const bool is_shared = in_arena(pointer);
+    if (!is_shared && !thread.waited) fail_early_access(text(site));
     if (is_shared ? in_shared_memory(pointer, bytes) : is_live(pointer, bytes)) return;
     fail("%s of %zu bytes at %p by thread %d at %s is out of bounds (%s memory)",
          access == Access::read ? "read" : "write", bytes, pointer, thread.linear, text(site),

@@ -113,8 +113,8 @@ cudaError_t cudaGetDeviceProperties(cudaDeviceProp* properties, int device) {
     strcpy(properties->name, "CUDA emulator");
     properties->uuid.bytes[15] = static_cast<char>(device + 1);
     properties->pciBusID = device + 1;
-    properties->major = 9;
-    properties->minor = 0;
+    properties->major = settings().capability / 10;
+    properties->minor = settings().capability % 10;
     properties->totalGlobalMem = settings().device_bytes;
     properties->multiProcessorCount = kMultiprocessors;
     properties->warpSize = 32;

@@ -181,6 +181,12 @@ void run_fiber() {
 #endif
     scheduler.launch->invoke(scheduler.launch->arguments);
     Thread& me = *current;
+    if (!me.waited) {
+        fail(
+            "the thread ended without wait_for_previous(), though its kernel may be launched "
+            "before "
+            "those ahead of it have ended");
+    }
     end_copies(me);
     me.state = State::done;
     ++scheduler.done;
@@ -208,6 +214,7 @@ void start_thread(Thread& thread) {
     thread.index = make_uint3(i % x, i / x % y, i / x / y);
     thread.state = State::ready;
     thread.operation = "the start";
+    thread.waited = !block.dependent;
     start_copies(thread);
     start_thread_check(thread);
     // The frame that emulator_switch_stack expects: six registers, where to go on, and a zero so
@@ -276,6 +283,8 @@ void yield() {
     make_ready(*current);
     wait_for_turn();
 }
+
+void wait_for_previous() { current->waited = true; }
 
 void wait_until_woken(const char* operation, Site site) {
     current->state = State::asleep;

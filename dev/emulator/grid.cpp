@@ -66,6 +66,37 @@ void on_every_block(void (*at_start)(), void (*at_end)()) {
     if (at_end) hooks().at_end.push_back(at_end);
 }
 
+bool is_dependent(const char* name, const cudaLaunchConfig_t& config) {
+    const auto refuse = [&](const std::string& why) {
+        throw Error(std::string("emulator: launch of ") + name + ": " + why);
+    };
+    if (config.numAttrs > 0 && !config.attrs)
+        refuse("attributes are announced, and none are there");
+    bool dependent = false, found = false;
+    for (unsigned i = 0; i < config.numAttrs; ++i) {
+        const cudaLaunchAttribute& attribute = config.attrs[i];
+        if (attribute.id != cudaLaunchAttributeProgrammaticStreamSerialization) {
+            refuse("the emulator does not know launch attribute " +
+                   std::to_string(static_cast<int>(attribute.id)));
+        }
+        const int value = attribute.val.programmaticStreamSerializationAllowed;
+        if (found) refuse("programmatic stream serialization is asked for twice");
+        if (value != 0 && value != 1) {
+            refuse("programmatic stream serialization is " + std::to_string(value) +
+                   ", expected 0 or 1");
+        }
+        if (value == 1 && settings().capability < 90) {
+            refuse(
+                "programmatic stream serialization needs compute capability 9.0, this device has " +
+                std::to_string(settings().capability / 10) + "." +
+                std::to_string(settings().capability % 10));
+        }
+        found = true;
+        dependent = value == 1;
+    }
+    return dependent;
+}
+
 void check_launch(const Launch& launch) {
     log_kernel(launch.name);
     const dim3 g = launch.grid, b = launch.block;
@@ -97,6 +128,7 @@ void run_grid(const Launch& launch) {
     block.function = launch.function;
     block.threads = static_cast<int>(launch.block.x * launch.block.y * launch.block.z);
     block.dynamic_shared_bytes = launch.shared_bytes;
+    block.dependent = launch.dependent;
     start_launch_check();
     const int64_t count = int64_t{launch.grid.x} * launch.grid.y * launch.grid.z;
     const Order order = settings().order;

@@ -211,6 +211,10 @@ void check(const Accessor& a) {
         cells = checker().shared_cells;
         offset = static_cast<size_t>(a.pointer - shared_arena);
     } else {
+        if (!a.thread.waited) {
+            a.blame();
+            fail_early_access(place(a.code));
+        }
         const Allocation* owner = find_allocation(a.pointer);
         if (!owner || a.pointer + a.bytes > owner->start + owner->bytes) report_bounds(a);
         cells = owner->cells;

@@ -70,6 +70,7 @@ struct Thread {
     int linear = 0;                 // x first, then y, then z
     int lane = 0;
     State state = State::done;
+    bool waited = true;  // for the kernels ahead, where its own was launched before they had ended
 
     // What it waits for; in and out are on its own stack.
     const char* operation = nullptr;
@@ -99,6 +100,7 @@ struct Block {
     const void* function;
     int threads;
     size_t dynamic_shared_bytes;
+    bool dependent;  // launched early: its threads have to wait for the kernels ahead
     uint32_t run;    // counts blocks since the start of the process, so it names launch and block
     uint32_t epoch;  // counts the barriers passed
 };
@@ -146,6 +148,10 @@ T& lane_out(const Warp& warp, int lane) {
 // a list of who waits where.
 void wait_until_woken(const char* operation, Site site);
 void wake(Thread& thread);
+
+// griddepcontrol.wait: until a thread of a dependent launch has called it, it may neither access
+// global memory nor end.
+void wait_for_previous();
 
 // Lets other threads go first. Threads of the random order do this by themselves.
 void yield();
@@ -227,32 +233,51 @@ struct Launch {
     size_t shared_bytes;
     void (*invoke)(const void* arguments);  // one thread's call of the kernel
     const void* arguments;
+    bool dependent = false;  // cudaLaunchAttributeProgrammaticStreamSerialization
 };
 
+// What the attributes of a launch say; throws Error for those that no kernel of ours should have.
+bool is_dependent(const char* name, const cudaLaunchConfig_t& config);
 void check_launch(const Launch& launch);  // throws Error where a device would refuse
 void run_grid(const Launch& launch);
 
+// cudaLaunchKernelEx with a name for messages.
 template <typename... Parameters>
-void launch(const char* name, void (*kernel)(Parameters...), dim3 grid, dim3 block_shape,
-            size_t shared_bytes, cudaStream_t stream,
+void launch(const char* name, const cudaLaunchConfig_t& config, void (*kernel)(Parameters...),
             std::type_identity_t<Parameters>... arguments) {
     struct Call {
         void (*kernel)(Parameters...);
         std::tuple<Parameters...> arguments;
     };
     const Call call{kernel, {arguments...}};
-    Launch launch{
-        name,   reinterpret_cast<const void*>(kernel), grid, block_shape, shared_bytes, nullptr,
-        nullptr};
+    Launch launch{name,
+                  reinterpret_cast<const void*>(kernel),
+                  config.gridDim,
+                  config.blockDim,
+                  config.dynamicSmemBytes,
+                  nullptr,
+                  nullptr,
+                  is_dependent(name, config)};
     launch.invoke = [](const void* of) {
         const Call& that = *static_cast<const Call*>(of);
         std::apply(that.kernel, that.arguments);
     };
     check_launch(launch);
-    enqueue(stream, [launch, call]() mutable {
+    enqueue(config.stream, [launch, call]() mutable {
         launch.arguments = &call;
         run_grid(launch);
     });
+}
+template <typename... Parameters>
+void launch(const char* name, void (*kernel)(Parameters...), dim3 grid, dim3 block_shape,
+            size_t shared_bytes, cudaStream_t stream,
+            std::type_identity_t<Parameters>... arguments) {
+    cudaLaunchConfig_t config{};
+    config.gridDim = grid;
+    config.blockDim = block_shape;
+    config.dynamicSmemBytes = shared_bytes;
+    config.stream = stream;
+    launch(name, config, kernel, arguments...);
 }
 
 }  // namespace emulator

@@ -25,6 +25,9 @@ void* stack_top(const Thread& thread);
 
 void seed_random(uint64_t seed);
 
+// The access at `where` came before wait_for_previous().
+[[noreturn]] void fail_early_access(const char* where);
+
 void start_collectives();  // collectives.cpp
 void start_shared_memory(size_t dynamic_bytes);
 void end_shared_memory();  // throws Error where the memory between arrays was written to

@@ -55,6 +55,12 @@ Settings from_environment() {
         else
             refuse("LMO_EMULATOR_STREAMS", streams, "eager, random, first, last");
     }
+    if (const char* capability = getenv("LMO_EMULATOR_CAPABILITY")) {
+        s.capability = atoi(capability);
+        if (s.capability < 80 || s.capability > 90) {
+            refuse("LMO_EMULATOR_CAPABILITY", capability, "80 to 90");
+        }
+    }
     const char* no_device = getenv("LMO_EMULATOR_NO_DEVICE");
     s.no_device = no_device && !strcmp(no_device, "1");
     if (const char* devices = getenv("LMO_EMULATOR_DEVICES")) {

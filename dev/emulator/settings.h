@@ -26,6 +26,7 @@ struct Settings {
     // warp_sum and warp_max as five real shuffles in place of one collective.
     bool real_shuffles = false;
     size_t device_bytes = size_t{16} << 30;  // what the device has
+    int capability = 90;                     // LMO_EMULATOR_CAPABILITY, ten times the compute capability
     bool no_device = false;                  // LMO_EMULATOR_NO_DEVICE = 1
     int devices = 1;  // LMO_EMULATOR_DEVICES = how many a process sees; it may use one of them
 };

@@ -100,6 +100,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks<Size>)
                                          T - j * kKeys, heads.size);
         keys += kKeys * heads.stride();
     };
+    wait_for_previous();
     load_tile<kQueries, Size, kThreads>(q_tile, p.qkv + heads.query(item.batch, q0, item.head),
                                         heads.stride(), T - q0, heads.size);
     load_keys(0);
@@ -142,7 +143,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks<Size>)
 }
 
 template <int Size, bool KeepMax>
-void launch_forward(const ForwardArguments& p, cudaStream_t stream) {
+void launch_forward(const ForwardArguments& p, Stream stream) {
     const AttentionHeads& heads = p.heads;
     allow_shared("attention_forward_kernel", attention_forward_kernel<Size, KeepMax>,
                  kSharedBytes<Size>);

@@ -176,6 +176,7 @@ __global__ void __launch_bounds__(kThreads, QueryTiles<Size>::kBlocks)
         keys += Keys * heads.stride();
     };
     const int64_t out = heads.output(item.batch, q0, item.head);
+    wait_for_previous();
     load_tile<Queries, Size, kThreads>(q_tile, p.qkv + heads.query(item.batch, q0, item.head),
                                        heads.stride(), T - q0, heads.size);
     load_tile<Queries, Size, kThreads>(dout_tile, p.dout + out, heads.out_stride(), T - q0,
@@ -291,6 +292,7 @@ __global__ void __launch_bounds__(kThreads, KeyValueTiles<Size>::kBlocks)
 
     const int64_t keys = heads.key(item.batch, k0, item.head);
     const int64_t values = heads.value(item.batch, k0, item.head);
+    wait_for_previous();
     load_tile<Keys, Size, kThreads>(k_tile, p.qkv + keys, heads.stride(), T - k0, heads.size);
     load_tile<Keys, Size, kThreads>(v_tile, p.qkv + values, heads.stride(), T - k0, heads.size);
     int head = item.head * heads.group(), q0 = k0, stage = 0;
@@ -344,7 +346,7 @@ __global__ void __launch_bounds__(kThreads, KeyValueTiles<Size>::kBlocks)
 }
 
 template <int Size>
-void launch_backward(const BackwardArguments& p, cudaStream_t stream) {
+void launch_backward(const BackwardArguments& p, Stream stream) {
     const AttentionHeads& heads = p.heads;
     using Query = QueryTiles<Size>;
     allow_shared("query_gradient_kernel", query_gradient_kernel<Size>, Query::kSharedBytes);

@@ -15,6 +15,7 @@ using namespace general;
 template <typename T, bool KeepMax>
 __global__ void __launch_bounds__(kThreads, 2) general_forward_kernel(const GeneralArguments<T> p) {
     LMO_DYNAMIC_SHARED(float, shared);
+    wait_for_previous();
     float *const a_tile = shared, *const b_tile = shared + kArea, *const weights = b_tile + kArea;
     const AttentionHeads& heads = p.heads;
     const GeneralItem item(heads, heads.heads);
@@ -72,7 +73,7 @@ __global__ void __launch_bounds__(kThreads, 2) general_forward_kernel(const Gene
 }  // namespace
 
 void general_attention_forward(const AttentionForward& op, const AttentionHeads& heads,
-                               cudaStream_t stream) {
+                               Stream stream) {
     const int parts = div_up(heads.size, kTile);
     for_compute_type(op.qkv.dtype, [&](auto type) {
         using T = typename decltype(type)::type;

@@ -17,10 +17,10 @@
 namespace lmo::cuda {
 
 void general_attention_forward(const AttentionForward& op, const AttentionHeads& heads,
-                               cudaStream_t stream);
+                               Stream stream);
 // The workspace holds two floats a row of lse.
 void general_attention_backward(const AttentionBackward& op, const AttentionHeads& heads,
-                                cudaStream_t stream);
+                                Stream stream);
 
 namespace general {
 
@@ -228,7 +228,7 @@ struct Views {  // of matrices that start at a position of a head
 template <typename T>
 void launch_general(const char* name, void (*kernel)(const GeneralArguments<T>), int areas,
                     int heads_of_results, int parts, const GeneralArguments<T>& p,
-                    cudaStream_t stream) {
+                    Stream stream) {
     const size_t bytes = areas * kArea * sizeof(float);
     const int64_t tiles = div_up(p.heads.positions, kTile);
     allow_shared(name, kernel, bytes);

@@ -25,6 +25,7 @@ __device__ __forceinline__ float weight(float s, float scale, float lse, bool vi
 template <typename T>
 __global__ void __launch_bounds__(kThreads, 2) general_row_kernel(const GeneralArguments<T> p) {
     LMO_DYNAMIC_SHARED(float, shared);
+    wait_for_previous();
     float *const a_tile = shared, *const b_tile = shared + kArea;
     const AttentionHeads& heads = p.heads;
     const int positions = heads.positions, tiles = div_up(positions, kTile);
@@ -85,6 +86,7 @@ template <typename T>
 __global__ void __launch_bounds__(kThreads, 2)
     general_query_gradient_kernel(const GeneralArguments<T> p) {
     LMO_DYNAMIC_SHARED(float, shared);
+    wait_for_previous();
     float *const a_tile = shared, *const b_tile = shared + kArea, *const weights = b_tile + kArea;
     const AttentionHeads& heads = p.heads;
     const GeneralItem item(heads, heads.heads);
@@ -113,6 +115,7 @@ template <typename T>
 __global__ void __launch_bounds__(kThreads, 2)
     general_key_value_gradient_kernel(const GeneralArguments<T> p) {
     LMO_DYNAMIC_SHARED(float, shared);
+    wait_for_previous();
     float *const a_tile = shared, *const b_tile = shared + kArea;
     float *const weights = b_tile + kArea, *const gradients = weights + kArea;
     const AttentionHeads& heads = p.heads;
@@ -150,7 +153,7 @@ __global__ void __launch_bounds__(kThreads, 2)
 }  // namespace
 
 void general_attention_backward(const AttentionBackward& op, const AttentionHeads& heads,
-                                cudaStream_t stream) {
+                                Stream stream) {
     const int parts = div_up(heads.size, kTile);
     for_compute_type(op.qkv.dtype, [&](auto type) {
         using T = typename decltype(type)::type;

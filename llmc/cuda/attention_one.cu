@@ -52,6 +52,7 @@ __global__ void __launch_bounds__(kThreads)
     attention_one_kernel(const T* qkv, T* out, float* workspace, const AttentionHeads heads) {
     LMO_SHARED(float, scratch, [kWarps]);
     LMO_SHARED(float, sums, [kWarps][32]);
+    wait_for_previous();
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, head = blockIdx.x;
     float* const weights = workspace + int64_t{head} * heads.positions;
     const float total = weigh(qkv, weights, heads, scratch);

@@ -133,6 +133,7 @@ __global__ void __launch_bounds__(Threads, 1024 / Threads)
     LMO_DYNAMIC_SHARED(T, kept);
     T* row = logits + int64_t{blockIdx.x} * columns;
     const Cut<T> cut(row, columns);
+    wait_for_previous();
     const int64_t target = targets[blockIdx.x];
     if (target < 0) {
         if (threadIdx.x == 0) losses[blockIdx.x] = 0;
@@ -157,7 +158,7 @@ __global__ void __launch_bounds__(Threads, 1024 / Threads)
 }
 
 template <typename T, int Threads, bool InShared>
-void classify(const Classifier& op, int64_t columns, cudaStream_t stream) {
+void classify(const Classifier& op, int64_t columns, Stream stream) {
     const size_t shared = InShared ? static_cast<size_t>(columns) * sizeof(T) : 0;
     allow_shared(LMO_KERNEL(classifier_kernel<T, Threads, InShared>), shared);
     launch(LMO_KERNEL(classifier_kernel<T, Threads, InShared>),

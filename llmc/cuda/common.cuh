@@ -3,6 +3,7 @@
 //
 // The dialect is CUDA C++ with these rules, which tests/check_kernels.py enforces:
 //  * kernels are launched by launch(LMO_KERNEL(name<...>), ...), never by <<<>>>;
+//  * every thread of a kernel calls wait_for_previous() before it touches global memory or ends;
 //  * shared memory is declared by LMO_SHARED and LMO_DYNAMIC_SHARED, never by __shared__;
 //  * PTX is in ptx.cuh and hopper.cuh alone; vectors of 16 bytes go through load and store below;
 //  * no __activemask, no cooperative groups, no __CUDA_ARCH__: paths are template parameters, so
@@ -26,6 +27,8 @@
 
 #include "llmc/core/dtype.h"
 #include "llmc/cuda/check.h"
+#include "llmc/cuda/dependent_launch.cuh"
+#include "llmc/cuda/stream.h"
 
 namespace lmo::cuda {
 
@@ -52,18 +55,18 @@ using fp16 = __half;
 // blocks is no launch. Throws Error where the device refuses.
 template <typename... Parameters, typename... Arguments>
 void launch(const char* name, void (*kernel)(Parameters...), dim3 grid, dim3 block,
-            size_t shared_bytes, cudaStream_t stream, Arguments&&... arguments) {
+            size_t shared_bytes, Stream stream, Arguments&&... arguments) {
     static_assert(sizeof...(Parameters) == sizeof...(Arguments));
     if (grid.x == 0 || grid.y == 0 || grid.z == 0) return;
+    cudaLaunchAttribute early{};
+    early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    early.val.programmaticStreamSerializationAllowed = 1;
+    const cudaLaunchConfig_t config{grid,   block,  shared_bytes,
+                                    stream, &early, stream.dependent ? 1u : 0u};
 #ifdef LMO_EMULATE_CUDA
-    emulator::launch(name, kernel, grid, block, shared_bytes, stream,
+    emulator::launch(name, config, kernel,
                      static_cast<Parameters>(std::forward<Arguments>(arguments))...);
 #else
-    cudaLaunchConfig_t config{};
-    config.gridDim = grid;
-    config.blockDim = block;
-    config.dynamicSmemBytes = shared_bytes;
-    config.stream = stream;
     check(cudaLaunchKernelEx(&config, kernel,
                              static_cast<Parameters>(std::forward<Arguments>(arguments))...),
           name);

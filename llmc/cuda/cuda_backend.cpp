@@ -73,8 +73,8 @@ cudaDeviceProp open_device(int number) {
 
 CudaBackend::CudaBackend(const LocalRank& rank)
     : device_(open_device(device_number(rank))), blas_(std::make_unique<Blas>()) {
-    check(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking), "making a stream");
-    check(cudaStreamCreateWithFlags(&second_, cudaStreamNonBlocking), "making a stream");
+    check(cudaStreamCreateWithFlags(&stream_.stream, cudaStreamNonBlocking), "making a stream");
+    check(cudaStreamCreateWithFlags(&second_.stream, cudaStreamNonBlocking), "making a stream");
 }
 
 CudaBackend::~CudaBackend() {
@@ -210,6 +210,12 @@ void CudaBackend::reach(size_t number) {
 void CudaBackend::await(size_t number) {
     const unsigned flags = recording_ ? cudaEventWaitExternal : cudaEventWaitDefault;
     check(cudaStreamWaitEvent(stream_, milestone(number), flags), "awaiting a milestone");
+}
+
+bool CudaBackend::set_dependent_launch(bool on) {
+    if (on && device_.major < 9) return false;
+    stream_.dependent = on;
+    return true;
 }
 
 void CudaBackend::mark(size_t moment) {

@@ -16,6 +16,7 @@
 #include "llmc/cuda/blas.h"
 #include "llmc/cuda/cudnn_attention.h"
 #include "llmc/cuda/staging.h"
+#include "llmc/cuda/stream.h"
 #include "llmc/cuda/symmetric_choice.h"
 #include "llmc/device/backend.h"
 
@@ -50,6 +51,7 @@ class CudaBackend : public Backend {
     void aside(const std::function<void()>& body) override;
     void reach(size_t milestone) override;
     void await(size_t milestone) override;
+    bool set_dependent_launch(bool on) override;
     void mark(size_t moment) override;
     double seconds_between(size_t from, size_t to) override;
 
@@ -112,7 +114,7 @@ class CudaBackend : public Backend {
 
     // For programs that launch kernels themselves.
     int capability() const { return 10 * device_.major + device_.minor; }  // 90: 9.0
-    cudaStream_t stream() const { return stream_; }
+    Stream stream() const { return stream_; }
     // Newton-Schulz takes this kernel whatever the table says; none: the table's again.
     void force_symmetric_kernel(std::optional<SymmetricKernel> kernel) { forced_ = kernel; }
 
@@ -125,9 +127,9 @@ class CudaBackend : public Backend {
     CudnnAttention& cudnn() const;  // Error where there is none
     cudaEvent_t milestone(size_t number);
 
-    cudaStream_t stream_ = nullptr;  // where operations are issued now
-    cudaStream_t second_ = nullptr;  // the other one
-    bool recording_ = false;         // a graph
+    Stream stream_;           // where operations are issued now
+    Stream second_;           // the other one
+    bool recording_ = false;  // a graph
     cudaDeviceProp device_{};
     std::vector<cudaEvent_t> moments_, milestones_;
     Staging staging_;

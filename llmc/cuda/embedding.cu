@@ -27,6 +27,7 @@ template <typename T, typename R, int W>
 __global__ void embedding_forward_kernel(const int32_t* ids, const T* table, R* out, int64_t rows,
                                          int64_t columns, uint32_t across) {
     const TilePlace at = tile_place(across);
+    wait_for_previous();
     if (at.row >= rows || at.column >= columns) return;
     const Vector<T, W> from = load<W>(table + (ids[at.row] * columns + at.column) * W);
     Vector<R, W> to;
@@ -36,7 +37,7 @@ __global__ void embedding_forward_kernel(const int32_t* ids, const T* table, R* 
 }
 
 template <typename T, typename R, int W>
-void look_up(const EmbeddingForward& op, cudaStream_t stream) {
+void look_up(const EmbeddingForward& op, Stream stream) {
     const int64_t rows = op.ids.count(), columns = op.table.shape[1] / W;
     const Tiles tiles = tiles_of(rows, columns);
     launch(LMO_KERNEL(embedding_forward_kernel<T, R, W>), tiles.grid, tiles.block, 0, stream,
@@ -69,6 +70,7 @@ __device__ __forceinline__ int digit_of(uint64_t entry, int shift) {
 __global__ void __launch_bounds__(kDigits)
     count_digits_kernel(Entries entries, int64_t count, int shift, int32_t* counts) {
     LMO_SHARED(int32_t, sums, [kDigits]);
+    wait_for_previous();
     sums[threadIdx.x] = 0;
     __syncthreads();
     const int64_t begin = int64_t{blockIdx.x} * kTile;
@@ -94,6 +96,7 @@ __device__ __forceinline__ int32_t prefix_sum(int32_t value) {
 // Each warp turns the counts of one digit into the sums over the tiles before, and their total.
 __global__ void __launch_bounds__(kDigits)
     sum_over_tiles_kernel(int32_t* counts, int64_t tiles, int32_t* totals) {
+    wait_for_previous();
     const int digit = blockIdx.x * kWarps + threadIdx.x / 32, lane = threadIdx.x % 32;
     int32_t* row = counts + digit * tiles;
     int32_t before = 0;
@@ -137,6 +140,7 @@ __global__ void __launch_bounds__(kDigits)
     scatter_kernel(Entries entries, int64_t count, int shift, const int32_t* counts,
                    const int32_t* totals, uint64_t* to) {
     LMO_SHARED(int32_t, places, [kWarps][kDigits]);  // first counts, then places
+    wait_for_previous();
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
     for (int w = 0; w < kWarps; ++w) places[w][threadIdx.x] = 0;
     int32_t place = place_of_digit(counts, totals);  // with a barrier inside
@@ -261,6 +265,7 @@ __global__ void __launch_bounds__(kSumThreads, 5)
     add_runs_kernel(const uint64_t* entries, int64_t count, const R* dout, float* dtable,
                     int64_t columns, uint32_t across) {
     LMO_SHARED(float, tile, [2][kBlockRows][32]);
+    wait_for_previous();
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
     const int64_t begin = int64_t{blockIdx.x / across} * 32;
     const Rows<R> rows{entries, count, dout, columns, int64_t{blockIdx.x % across} * 32 + lane};

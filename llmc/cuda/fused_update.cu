@@ -134,6 +134,7 @@ __global__ void __launch_bounds__(kPartThreads)
     LMO_SHARED(double, scratch, [kPartThreads / 32]);
     const Part part = part_of(table);
     const float* g = static_cast<const float*>(table.entries[part.index].data[0]) + part.begin;
+    wait_for_previous();
     const StatelessUpdate::Coefficients c = op.coefficients({});
     const double sum = thread_sum<kPartThreads>(g, part.count, static_cast<int>(threadIdx.x),
                                                 [&](double before, double value) {
@@ -153,6 +154,7 @@ __global__ void __launch_bounds__(kPartThreads)
     const auto& data = table.entries[part.index].data;
     const float* g = static_cast<const float*>(data[0]) + part.begin;
     const float* m = static_cast<const float*>(data[1]) + part.begin;
+    wait_for_previous();
     const StartedMomentumUpdate::Coefficients c = op.coefficients({});
     const double sum = thread_sum_of_pairs<kPartThreads>(
         g, m, part.count, static_cast<int>(threadIdx.x), [&](double before, float x, float old) {
@@ -172,7 +174,7 @@ AdamUpdate adam_update(const Adam& op) {
 
 }  // namespace
 
-void sum_directions(const Momentum& op, double* sums, double* parts, cudaStream_t stream) {
+void sum_directions(const Momentum& op, double* sums, double* parts, Stream stream) {
     if (op.momentum.empty()) {
         for_each_table<SquaresTable>(
             op.x.size(), kPartChunk,
@@ -204,7 +206,7 @@ namespace {
 // tensor's direction, or none.
 template <template <typename> class Fused, typename MomentumStage, typename... States>
 void update(const FusedUpdate& op, const MomentumStage& momentum, const double* squares,
-            cudaStream_t stream, const States&... states) {
+            Stream stream, const States&... states) {
     const Apply& apply = op.apply;
     const std::span<const Tensor> gradients = op.gradients();
     const Move move{apply.rate.as<double>(), apply.lr_scale, op.direction.eps, apply.cautious,

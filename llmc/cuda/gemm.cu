@@ -49,7 +49,7 @@ struct Scale {
 };
 
 // c = beta * c; beta is not 0.
-void scale(const Tensor& c, double beta, cudaStream_t stream) {
+void scale(const Tensor& c, double beta, Stream stream) {
     for_compute_type(c.dtype, [&](auto type) {
         using Update = Scale<typename decltype(type)::type>;
         launch_update(LMO_KERNEL(update_kernel<Update>), stream, Update{static_cast<float>(beta)},
@@ -84,6 +84,7 @@ __global__ void __launch_bounds__(kTile* kTileRows)
     const int64_t row = int64_t{place.x} * kTile, column = int64_t{place.y} * kTile;
     const int x = static_cast<int>(threadIdx.x);
     c += matrix * m * m;
+    wait_for_previous();
     for (int y = static_cast<int>(threadIdx.y); y < kTile; y += kTileRows) {
         const int64_t i = row + y, j = column + x;
         if (i < m && j < i) tile[y][x] = c[i * m + j];
@@ -95,7 +96,7 @@ __global__ void __launch_bounds__(kTile* kTileRows)
     }
 }
 
-void mirror(const Tensor& c, int64_t batch, int64_t m, cudaStream_t stream) {
+void mirror(const Tensor& c, int64_t batch, int64_t m, Stream stream) {
     const int64_t tiles = div_up<int64_t>(m, kTile), tiles_of_matrix = tiles * (tiles + 1) / 2;
     assert(batch * tiles_of_matrix <= INT32_MAX);
     const dim3 grid(static_cast<unsigned>(batch * tiles_of_matrix)), block(kTile, kTileRows);

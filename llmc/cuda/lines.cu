@@ -73,6 +73,7 @@ __device__ __forceinline__ void change_row(float* row, int64_t columns, F f) {
 
 __global__ void __launch_bounds__(kRowThreads)
     normalize_rows_kernel(const __grid_constant__ MatrixTable table, double eps) {
+    wait_for_previous();
     const WarpRow<MatrixTable> at(table);
     if (at.outside()) return;
     const double squares = warp_squares(at.data(), at.columns());
@@ -85,6 +86,7 @@ __global__ void __launch_bounds__(kRowThreads)
 __global__ void __launch_bounds__(kColumns* kThreadsDown)
     normalize_columns_kernel(const __grid_constant__ MatrixTable table, double eps) {
     LMO_SHARED(double, sums, [kThreadsDown][kColumns]);
+    wait_for_previous();
     const int block = static_cast<int>(blockIdx.x), index = table.find(block);
     const auto& entry = table.entries[index];
     const int64_t rows = entry.scalars.rows, columns = entry.scalars.columns;
@@ -126,6 +128,7 @@ __device__ __forceinline__ double divisor_of(float second, double eps) {
 // squares[row], and the new second moment.
 __global__ void __launch_bounds__(kRowThreads)
     row_moments_kernel(const __grid_constant__ MomentTable table, double beta2) {
+    wait_for_previous();
     const WarpRow<MomentTable> at(table);
     if (at.outside()) return;
     const double squares = warp_squares(at.data(), at.columns());
@@ -140,6 +143,7 @@ __global__ void __launch_bounds__(kRowThreads)
 __global__ void __launch_bounds__(kRowThreads)
     restore_norm_kernel(const __grid_constant__ MomentTable table, double eps) {
     LMO_SHARED(double, scratch, [2][kRowThreads / 32]);
+    wait_for_previous();
     const MomentTable::Entry& entry = table.entries[blockIdx.x];
     const float* second = static_cast<const float*>(entry.data[1]);
     double before = 0, after = 0;
@@ -155,6 +159,7 @@ __global__ void __launch_bounds__(kRowThreads)
 
 __global__ void __launch_bounds__(kRowThreads)
     scale_rows_kernel(const __grid_constant__ MomentTable table, double eps) {
+    wait_for_previous();
     const WarpRow<MomentTable> at(table);
     if (at.outside()) return;
     const float second = static_cast<const float*>(at.entry.data[1])[at.row];

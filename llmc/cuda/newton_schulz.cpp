@@ -104,7 +104,7 @@ struct Square {  // [shorter, shorter], symmetric
 class DeviceProducts {
   public:
     DeviceProducts(const BatchShape& shape, DType type, int64_t batch, SymmetricKernel kernel,
-                   Blas& blas, void* workspace, cudaStream_t stream)
+                   Blas& blas, void* workspace, Stream stream)
         : shape_(shape),
           type_(type),
           batch_(batch),
@@ -189,7 +189,7 @@ class DeviceProducts {
     SymmetricKernel kernel_;
     Blas& blas_;
     void* workspace_;
-    cudaStream_t stream_;
+    Stream stream_;
 };
 
 // In their place: counts their operations for one matrix.
@@ -284,7 +284,7 @@ Wide iterate(Products& products, const NewtonSchulz& op, NewtonSchulzForm form, 
 // normalisation, batch) and write_back(first, count, batch) move matrices [first, first + count).
 template <typename BringIn, typename WriteBack>
 void run_chunks(const NewtonSchulz& op, const Plan& plan, SymmetricKernel kernel, Blas& blas,
-                cudaStream_t stream, const BringIn& bring_in, const WriteBack& write_back) {
+                Stream stream, const BringIn& bring_in, const WriteBack& write_back) {
     const size_t matrices = op.x.size(), most = static_cast<size_t>(plan.batch);
     char* memory = op.workspace.as<char>();
     const auto square = [&](int i) { return Square{memory + plan.squares[i]}; };

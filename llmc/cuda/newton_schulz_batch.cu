@@ -35,6 +35,7 @@ __global__ void __launch_bounds__(kThreads)
                   const Normalisation normalisation, T* to) {
     LMO_SHARED(double, factor, [1]);
     LMO_SHARED(typename Source::Coefficients, coefficients, [1]);
+    wait_for_previous();
     if (threadIdx.x == 0) {
         factor[0] = factor_of(normalisation);
         coefficients[0] = source.coefficients();
@@ -54,6 +55,7 @@ template <typename T, typename Sink>
 __global__ void __launch_bounds__(kThreads)
     export_kernel(const __grid_constant__ Sink sink, const BatchShape shape, const T* from) {
     LMO_SHARED(typename Sink::Coefficients, coefficients, [1]);
+    wait_for_previous();
     if (threadIdx.x == 0) coefficients[0] = sink.coefficients();
     __syncthreads();
     const auto [i, j] = place_of(shape);
@@ -97,6 +99,7 @@ __global__ void __launch_bounds__(kThreads)
     LMO_SHARED(double, factor, [1]);
     LMO_SHARED(typename Source::Coefficients, coefficients, [1]);
     LMO_SHARED(float, tile, [kTile * kTile]);
+    wait_for_previous();
     if (threadIdx.x == 0) {
         factor[0] = factor_of(normalisation);
         coefficients[0] = source.coefficients();
@@ -134,6 +137,7 @@ __global__ void __launch_bounds__(kThreads)
                              const T* from) {
     LMO_SHARED(typename Sink::Coefficients, coefficients, [1]);
     LMO_SHARED(float, tile, [kTile * kTile]);
+    wait_for_previous();
     if (threadIdx.x == 0) coefficients[0] = sink.coefficients();
     const TileOrigin origin = tile_origin(shape);
 #pragma unroll
@@ -166,6 +170,7 @@ template <typename T>
 __global__ void __launch_bounds__(kThreads)
     affine_kernel(T* to, const T* from, int64_t n, float scale, float diagonal) {
     const int64_t at = (int64_t{blockIdx.x} * kThreads + threadIdx.x) * 8;
+    wait_for_previous();
     if (at >= n * n) return;
     const int64_t matrix = blockIdx.y * n * n, i = at / n, j = at - i * n;
     float values[8];
@@ -227,7 +232,7 @@ namespace {
 template <typename Source>
 void bring_in_from(const Source& source, size_t matrices, const BatchShape& shape,
                    const Normalisation& normalisation, DType inner, void* batch,
-                   cudaStream_t stream) {
+                   Stream stream) {
     for_inner_type(inner, [&](auto type) {
         using T = typename decltype(type)::type;
         const auto run = [&](const char* name, auto kernel, int64_t blocks) {
@@ -241,7 +246,7 @@ void bring_in_from(const Source& source, size_t matrices, const BatchShape& shap
 
 template <typename Sink>
 void write_back_to(const Sink& sink, size_t matrices, const BatchShape& shape, DType inner,
-                   const void* batch, cudaStream_t stream) {
+                   const void* batch, Stream stream) {
     for_inner_type(inner, [&](auto type) {
         using T = typename decltype(type)::type;
         const auto run = [&](const char* name, auto kernel, int64_t blocks) {
@@ -282,13 +287,13 @@ WeightSink<Weights> weight_sink(Type<Weights> form, const Apply& op, const Batch
 }  // namespace
 
 void bring_in(std::span<const Tensor> x, const BatchShape& shape,
-              const Normalisation& normalisation, DType inner, void* batch, cudaStream_t stream) {
+              const Normalisation& normalisation, DType inner, void* batch, Stream stream) {
     bring_in_from(PlainSource{matrices_of(x, shape)}, x.size(), shape, normalisation, inner, batch,
                   stream);
 }
 
 void bring_in(const Momentum& op, const BatchShape& shape, const Normalisation& normalisation,
-              DType inner, void* batch, cudaStream_t stream) {
+              DType inner, void* batch, Stream stream) {
     const Matrices x = matrices_of(op.x, shape);
     if (op.momentum.empty()) {
         return bring_in_from(StatelessSource{x, stateless_update(op)}, op.x.size(), shape,
@@ -299,12 +304,12 @@ void bring_in(const Momentum& op, const BatchShape& shape, const Normalisation& 
 }
 
 void write_back(std::span<const Tensor> x, const BatchShape& shape, DType inner, const void* batch,
-                cudaStream_t stream) {
+                Stream stream) {
     write_back_to(PlainSink{matrices_of(x, shape)}, x.size(), shape, inner, batch, stream);
 }
 
 void write_back(const Apply& op, const BatchShape& shape, DType inner, const void* batch,
-                cudaStream_t stream) {
+                Stream stream) {
     assert(has_weights(op));
     for_weights(op, [&](auto form, const auto&...) {
         write_back_to(weight_sink(form, op, shape), op.weights.size(), shape, inner, batch, stream);
@@ -312,7 +317,7 @@ void write_back(const Apply& op, const BatchShape& shape, DType inner, const voi
 }
 
 void affine(void* to, const void* from, DType inner, int64_t matrices, int64_t n, double scale,
-            double diagonal, cudaStream_t stream) {
+            double diagonal, Stream stream) {
     assert(n % 8 == 0);
     for_inner_type(inner, [&](auto type) {
         using T = typename decltype(type)::type;

@@ -6,10 +6,9 @@
 // which stay zero: rows start at multiples of 16 bytes whatever the shape.
 #pragma once
 
-#include <cuda_runtime_api.h>
-
 #include <span>
 
+#include "llmc/cuda/stream.h"
 #include "llmc/device/backend.h"
 
 namespace lmo::cuda {
@@ -35,24 +34,24 @@ struct Normalisation {
 
 // Fills X of type `inner`. x: fp32, at any address. Bytes an element: 4 + size of inner.
 void bring_in(std::span<const Tensor> x, const BatchShape& shape,
-              const Normalisation& normalisation, DType inner, void* batch, cudaStream_t stream);
+              const Normalisation& normalisation, DType inner, void* batch, Stream stream);
 
 // The same of what the momentum makes of its x, which stays as it is; the momentum takes its step.
 // Bytes an element: 12 + size of inner.
 void bring_in(const Momentum& momentum, const BatchShape& shape, const Normalisation& normalisation,
-              DType inner, void* batch, cudaStream_t stream);
+              DType inner, void* batch, Stream stream);
 
 // Fills x.
 void write_back(std::span<const Tensor> x, const BatchShape& shape, DType inner, const void* batch,
-                cudaStream_t stream);
+                Stream stream);
 
 // Applies X to the weights in place of apply.x; without sizes and starts. Bytes an element: 8 +
 // size of inner and of the copies, 8 + size of inner where the weights are split.
 void write_back(const Apply& apply, const BatchShape& shape, DType inner, const void* batch,
-                cudaStream_t stream);
+                Stream stream);
 
 // to = scale * from + diagonal I for each [n, n] matrix of a batch; `from` may be `to`.
 void affine(void* to, const void* from, DType inner, int64_t matrices, int64_t n, double scale,
-            double diagonal, cudaStream_t stream);
+            double diagonal, Stream stream);
 
 }  // namespace lmo::cuda

@@ -126,7 +126,7 @@ int64_t sums_bytes(const FrobeniusNormalize& op) {
 }
 
 // Apply with sizes, cautious decay or starts.
-void apply_varied(const Apply& op, cudaStream_t stream) {
+void apply_varied(const Apply& op, Stream stream) {
     const int64_t count = static_cast<int64_t>(op.x.size());
     assert(op.size.empty() || (op.size.dtype == DType::f64 && op.size.count() == count));
     const bool pulled = !op.starts.empty();

@@ -29,8 +29,8 @@ __device__ __forceinline__ Part part_of(const Table& table) {
 }
 
 // out[tensor] = the sum of the parts of each tensor of the table, which has a block for each.
-void add_parts(const SquaresTable& table, const double* parts, double* out, cudaStream_t stream);
-void add_parts(const PairsTable& table, const double* parts, double* out, cudaStream_t stream);
+void add_parts(const SquaresTable& table, const double* parts, double* out, Stream stream);
+void add_parts(const PairsTable& table, const double* parts, double* out, Stream stream);
 
 inline size_t parts_bytes(std::span<const Tensor> tensors) {
     int64_t parts = 0;

@@ -16,6 +16,7 @@ constexpr int kMaximaThreads = 1024;
 __global__ void __launch_bounds__(kMaximaThreads)
     head_maxima_kernel(const float* x, int64_t sequences, int64_t positions, float* out) {
     LMO_SHARED(float, scratch, [kMaximaThreads / 32]);
+    wait_for_previous();
     float top = -INFINITY;
     for (int64_t b = 0; b < sequences; ++b) {
         const float* row = x + (b * gridDim.x + blockIdx.x) * positions;
@@ -68,7 +69,7 @@ struct ClipUpdate : ClipFactors {
 // One projection: head_of(h) for each of its heads.
 template <typename HeadOf>
 void clip(const ClipFactors& factors, const Tensor& weights, const Tensor& copy,
-          const Tensor& remainder, int heads, HeadOf head_of, cudaStream_t stream) {
+          const Tensor& remainder, int heads, HeadOf head_of, Stream stream) {
     const auto list = [](const Tensor& tensor) {
         return std::span<const Tensor>(&tensor, tensor.empty() ? 0 : 1);
     };

@@ -26,6 +26,7 @@ __global__ void __launch_bounds__(kPartThreads)
     LMO_SHARED(double, scratch, [kPartThreads / 32]);
     const Part part = part_of(table);
     const float* x = static_cast<const float*>(table.entries[part.index].data[0]) + part.begin;
+    wait_for_previous();
     const double sum =
         thread_sum<kPartThreads>(x, part.count, static_cast<int>(threadIdx.x), plus_square);
     const double total = block_sum<kPartThreads>(sum, scratch);
@@ -40,6 +41,7 @@ __global__ void __launch_bounds__(kPartThreads)
     const auto& data = table.entries[part.index].data;
     const float* a = static_cast<const float*>(data[0]) + part.begin;
     const float* b = static_cast<const float*>(data[1]) + part.begin;
+    wait_for_previous();
     const double sum = thread_dot<kPartThreads>(a, b, part.count, static_cast<int>(threadIdx.x));
     const double total = block_sum<kPartThreads>(sum, scratch);
     if (threadIdx.x == 0) parts[blockIdx.x] = total;
@@ -53,6 +55,7 @@ __global__ void __launch_bounds__(kPartThreads)
     const int index = static_cast<int>(blockIdx.x);
     const int begin = table.first_block[index];
     const int end = index + 1 < table.size ? table.first_block[index + 1] : table.blocks;
+    wait_for_previous();
     const double sum =
         thread_sum<kPartThreads>(parts + begin, end - begin, static_cast<int>(threadIdx.x), plus);
     const double total = block_sum<kPartThreads>(sum, scratch);
@@ -65,6 +68,7 @@ template <typename T>
 __global__ void __launch_bounds__(kSumThreads)
     sum_kernel(const T* x, int64_t count, double scale, bool accumulate, double* out) {
     LMO_SHARED(double, scratch, [kSumThreads / 32]);
+    wait_for_previous();
     const double sum = thread_sum<kSumThreads>(x, count, static_cast<int>(threadIdx.x), plus);
     const double total = block_sum<kSumThreads>(sum, scratch);
     if (threadIdx.x == 0) *out = (accumulate ? *out : 0.0) + scale * total;
@@ -74,6 +78,7 @@ __global__ void __launch_bounds__(kPartThreads)
     clip_factor_kernel(const double* squares, int64_t count, double max_norm, double* norm,
                        double* factor) {
     LMO_SHARED(double, scratch, [kPartThreads / 32]);
+    wait_for_previous();
     const double sum =
         thread_sum<kPartThreads>(squares, count, static_cast<int>(threadIdx.x), plus);
     const double total = block_sum<kPartThreads>(sum, scratch);
@@ -85,11 +90,11 @@ __global__ void __launch_bounds__(kPartThreads)
 
 }  // namespace
 
-void add_parts(const SquaresTable& table, const double* parts, double* out, cudaStream_t stream) {
+void add_parts(const SquaresTable& table, const double* parts, double* out, Stream stream) {
     launch(LMO_KERNEL(add_parts_kernel<SquaresTable>), table.size, kPartThreads, 0, stream, table,
            parts, out);
 }
-void add_parts(const PairsTable& table, const double* parts, double* out, cudaStream_t stream) {
+void add_parts(const PairsTable& table, const double* parts, double* out, Stream stream) {
     launch(LMO_KERNEL(add_parts_kernel<PairsTable>), table.size, kPartThreads, 0, stream, table,
            parts, out);
 }

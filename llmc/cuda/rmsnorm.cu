@@ -86,6 +86,7 @@ __global__ void __launch_bounds__(kForwardThreads) rmsnorm_forward_kernel(Forwar
     LMO_SHARED(float, scratch, [Threads / 32]);
     const int thread = threadIdx.x % Threads;
     const int64_t row = int64_t{blockIdx.x} * (kForwardThreads / Threads) + threadIdx.x / Threads;
+    wait_for_previous();
     if (row >= a.rows) return;  // a whole warp; never where a row has the block
 
     Vector<R, W> sum[N];
@@ -122,6 +123,7 @@ template <typename C, typename R>
 __global__ void __launch_bounds__(kPlainThreads) rmsnorm_forward_plain_kernel(Forward<C, R> a) {
     LMO_SHARED(float, scratch, [kPlainThreads / 32]);
     const int64_t start = int64_t{blockIdx.x} * a.columns;
+    wait_for_previous();
     float squares = 0;
     for (int64_t i = threadIdx.x; i < a.columns; i += kPlainThreads) {
         R value = a.x[start + i];
@@ -176,6 +178,7 @@ __global__ void __launch_bounds__(Threads, 1024 / Threads)
     constexpr int W = kNormWidth<C, R>, N = kBackwardValues / W;
     LMO_SHARED(float, scratch, [2][Threads / 32]);  // by turns: one barrier a row
     const int vectors = static_cast<int>(a.columns / W);
+    wait_for_previous();
     Vector<C, W> gain[N];
     float dgain[N][W] = {};
 #pragma unroll
@@ -233,6 +236,7 @@ __global__ void __launch_bounds__(kPlainThreads) rmsnorm_backward_plain_kernel(B
     float* part = a.parts + blockIdx.x * a.columns;
     const int64_t begin = blockIdx.x * a.rows_per_block;
     const int64_t end = begin + a.rows_per_block < a.rows ? begin + a.rows_per_block : a.rows;
+    wait_for_previous();
     for (int64_t row = begin; row < end; ++row) {
         const int64_t start = row * a.columns;
         const float rstd = a.rstd[row];
@@ -264,6 +268,7 @@ __global__ void __launch_bounds__(32 * kRanges)
     const int range = threadIdx.x / 32;
     const int64_t length = div_up<int64_t>(count, kRanges), begin = range * length;
     const int64_t end = begin + length < count ? begin + length : count;
+    wait_for_previous();
     float sum = 0;
     if (column < columns) {
 #pragma unroll 8
@@ -297,7 +302,7 @@ bool fits_registers(int64_t columns, Pointers... pointers) {
 }
 
 template <typename C, typename R>
-void forward(const Forward<C, R>& a, cudaStream_t stream) {
+void forward(const Forward<C, R>& a, Stream stream) {
     const auto blocks = [&](int64_t rows_of_block) {
         return dim3(static_cast<uint32_t>(div_up<int64_t>(a.rows, rows_of_block)));
     };
@@ -317,7 +322,7 @@ void forward(const Forward<C, R>& a, cudaStream_t stream) {
 }
 
 template <typename C, typename R>
-void backward(const Backward<C, R>& a, dim3 blocks, cudaStream_t stream) {
+void backward(const Backward<C, R>& a, dim3 blocks, Stream stream) {
     if constexpr (kHasFastKernels<C, R>) {
         if (fits_registers<C, R>(a.columns, a.x, a.gain, a.dout, a.dx, a.dbranch)) {
             const auto launch_for = [&](auto threads) {

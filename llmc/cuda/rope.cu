@@ -19,6 +19,7 @@ __global__ void rope_kernel(T* qkv, const float* table, uint32_t rows, uint32_t 
                             uint32_t heads, uint32_t half, int64_t stride, float direction,
                             uint32_t across) {
     const TilePlace at = tile_place(across);
+    wait_for_previous();
     if (at.row >= rows || at.column >= heads * half) return;
     const uint32_t row = static_cast<uint32_t>(at.row), column = static_cast<uint32_t>(at.column);
     const uint32_t head = column / half, vector = column % half;
@@ -47,7 +48,7 @@ __global__ void rope_kernel(T* qkv, const float* table, uint32_t rows, uint32_t 
 }
 
 template <typename T, int W>
-void turn(const Rope& op, int64_t half, cudaStream_t stream) {
+void turn(const Rope& op, int64_t half, Stream stream) {
     const int64_t rows = op.qkv.shape[0] * op.qkv.shape[1];
     const int64_t heads = op.heads + op.kv_heads;
     const Tiles tiles = tiles_of(rows, heads * half / W);

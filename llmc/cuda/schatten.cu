@@ -187,6 +187,7 @@ __device__ void find_factors(const double* s, int64_t count, double p, double sh
 __global__ void __launch_bounds__(kThreads)
     jacobi_kernel(const __grid_constant__ WorkTable table, double p) {
     LMO_SHARED(float, scratch, [kWarps]);
+    wait_for_previous();
     const WorkTable::Entry& entry = table.entries[blockIdx.x];
     const Work& w = entry.scalars;
     const float* const tensor = static_cast<const float*>(entry.data[0]);
@@ -235,6 +236,7 @@ __global__ void __launch_bounds__(kProductThreads)
     schatten_product_kernel(const __grid_constant__ WorkTable table) {
     LMO_SHARED(Four, r_tile, [kDepth][kTile / 4]);
     LMO_SHARED(Four, x_tile, [kDepth][kTile / 4]);
+    wait_for_previous();
     const int block = static_cast<int>(blockIdx.x), index = table.find(block);
     const WorkTable::Entry& entry = table.entries[index];
     const Work& w = entry.scalars;

@@ -131,6 +131,7 @@ __global__ void __launch_bounds__(kThreads)
                           double* out) {
     LMO_SHARED(double, scratch, [kWarps]);
     LMO_SHARED(double, tile, [kWarps * 32]);
+    wait_for_previous();
     PowerMethod method(table.entries[blockIdx.x], scratch, tile);
     const double high = method.search(0.0, 1.0, iterations);
     double low = smallest ? method.search(high * high, -1.0, iterations) : 0.0;

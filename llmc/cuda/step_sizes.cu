@@ -27,6 +27,7 @@ __device__ __forceinline__ int place() {
 // out = d_i
 __global__ void __launch_bounds__(kThreads)
     dual_norms_kernel(const __grid_constant__ StepTable table, const double* dot, double* out) {
+    wait_for_previous();
     const int i = place();
     if (i < table.size) out[table.first + i] = table.radius[i] * dot[table.first + i];
 }
@@ -34,6 +35,7 @@ __global__ void __launch_bounds__(kThreads)
 // out = their sum, for all
 __global__ void __launch_bounds__(kThreads) add_dual_norms_kernel(int64_t count, double* out) {
     LMO_SHARED(double, scratch, [kThreads / 32]);
+    wait_for_previous();
     const double sum = thread_sum<kThreads>(out, count, static_cast<int>(threadIdx.x), plus);
     const double total = block_sum<kThreads>(sum, scratch);
     for (int64_t i = threadIdx.x; i < count; i += kThreads) out[i] = total;
@@ -58,6 +60,7 @@ __device__ __forceinline__ double size_of_step(StepRule rule, double limit, doub
 __global__ void __launch_bounds__(kThreads)
     step_sizes_kernel(const __grid_constant__ StepTable table, StepRule rule, double limit,
                       const double* range, double* out) {
+    wait_for_previous();
     const int i = place();
     if (i >= table.size) return;
     double& size = out[table.first + i];

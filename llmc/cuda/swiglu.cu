@@ -28,6 +28,7 @@ template <typename T, int W>
 __global__ void swiglu_forward_kernel(const T* gate_up, T* out, int64_t rows, int64_t width,
                                       uint32_t across) {
     const TilePlace at = tile_place(across);
+    wait_for_previous();
     if (at.row >= rows || at.column >= width) return;
     const T* from = gate_up + (at.row * 2 * width + at.column) * W;
     const Vector<T, W> gate = load<W>(from), up = load<W>(from + width * W);
@@ -45,6 +46,7 @@ template <typename T, int W>
 __global__ void swiglu_backward_kernel(const T* gate_up, const T* dout, T* dgate_up, int64_t rows,
                                        int64_t width, uint32_t across) {
     const TilePlace at = tile_place(across);
+    wait_for_previous();
     if (at.row >= rows || at.column >= width) return;
     const int64_t place = (at.row * 2 * width + at.column) * W;
     const Vector<T, W> gate = load<W>(gate_up + place), up = load<W>(gate_up + place + width * W);
@@ -64,7 +66,7 @@ __global__ void swiglu_backward_kernel(const T* gate_up, const T* dout, T* dgate
 int64_t width_of(const Tensor& gate_up) { return gate_up.shape[gate_up.shape.rank() - 1] / 2; }
 
 template <typename T, int W>
-void forward(const SwigluForward& op, cudaStream_t stream) {
+void forward(const SwigluForward& op, Stream stream) {
     const int64_t width = width_of(op.gate_up) / W, rows = op.out.count() / (width * W);
     const Tiles tiles = tiles_of(rows, width);
     launch(LMO_KERNEL(swiglu_forward_kernel<T, W>), tiles.grid, tiles.block, 0, stream,
@@ -72,7 +74,7 @@ void forward(const SwigluForward& op, cudaStream_t stream) {
 }
 
 template <typename T, int W>
-void backward(const SwigluBackward& op, cudaStream_t stream) {
+void backward(const SwigluBackward& op, Stream stream) {
     const int64_t width = width_of(op.gate_up) / W, rows = op.dout.count() / (width * W);
     const Tiles tiles = tiles_of(rows, width);
     launch(LMO_KERNEL(swiglu_backward_kernel<T, W>), tiles.grid, tiles.block, 0, stream,

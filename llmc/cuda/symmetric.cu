@@ -236,6 +236,7 @@ __global__ void __launch_bounds__(TileShape<Side>::kThreads, TileShape<Side>::kB
     const int steps = loads.steps();
     const WarpPlace warp = warp_place<Side>();
 
+    wait_for_previous();
 #pragma unroll
     for (int step = 0; step < kStages - 1; ++step) {
         loads.start(step);
@@ -263,7 +264,7 @@ __global__ void __launch_bounds__(TileShape<Side>::kThreads, TileShape<Side>::kB
 }
 
 template <int Side, typename T>
-void launch_tiles(const SymmetricGemm& op, cudaStream_t stream) {
+void launch_tiles(const SymmetricGemm& op, Stream stream) {
     using Shape = TileShape<Side>;
     const int64_t tiles = div_up<int64_t>(op.n, Side), triangle = tiles * (tiles + 1) / 2;
     const int64_t blocks = triangle * op.batch;
@@ -285,7 +286,7 @@ void launch_tiles(const SymmetricGemm& op, cudaStream_t stream) {
 
 }  // namespace
 
-void symmetric_gemm_mma(const SymmetricGemm& op, cudaStream_t stream) {
+void symmetric_gemm_mma(const SymmetricGemm& op, Stream stream) {
     check_operation(op);
     const auto run = [&](auto type) {
         using T = typename decltype(type)::type;

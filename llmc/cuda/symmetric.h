@@ -6,11 +6,10 @@
 // which commute, so that their products are symmetric, too.
 #pragma once
 
-#include <cuda_runtime_api.h>
-
 #include <cstdint>
 
 #include "llmc/core/dtype.h"
+#include "llmc/cuda/stream.h"
 
 namespace lmo::cuda {
 
@@ -30,14 +29,14 @@ struct SymmetricGemm {
 };
 
 // With mma.sync and cp.async: any device of compute capability 8.0 or more.
-void symmetric_gemm_mma(const SymmetricGemm& op, cudaStream_t stream);
+void symmetric_gemm_mma(const SymmetricGemm& op, Stream stream);
 
 // With wgmma, TMA and specialised warps: compute capability 9.0 alone. Two forms with the same
 // results in other times:
 // tiles [128, 128] by one warpgroup each: little is computed that is not wanted, and results are
 // stored while the next tile is multiplied;
-void symmetric_gemm_narrow(const SymmetricGemm& op, cudaStream_t stream);
+void symmetric_gemm_narrow(const SymmetricGemm& op, Stream stream);
 // tiles [128, 256] by two warpgroups together: less traffic in shared memory a product.
-void symmetric_gemm_wide(const SymmetricGemm& op, cudaStream_t stream);
+void symmetric_gemm_wide(const SymmetricGemm& op, Stream stream);
 
 }  // namespace lmo::cuda

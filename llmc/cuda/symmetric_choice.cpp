@@ -45,7 +45,7 @@ SymmetricKernel choose_symmetric_kernel(int capability, DType type, int64_t n) {
     return SymmetricKernel::blas;
 }
 
-void symmetric_gemm(SymmetricKernel kernel, const SymmetricGemm& op, cudaStream_t stream) {
+void symmetric_gemm(SymmetricKernel kernel, const SymmetricGemm& op, Stream stream) {
     switch (kernel) {
         case SymmetricKernel::blas:
             break;

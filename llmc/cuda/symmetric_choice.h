@@ -16,7 +16,7 @@ enum class SymmetricKernel { blas, mma, narrow, wide };
 SymmetricKernel choose_symmetric_kernel(int capability, DType type, int64_t n);
 
 // Runs one of those but blas.
-void symmetric_gemm(SymmetricKernel kernel, const SymmetricGemm& op, cudaStream_t stream);
+void symmetric_gemm(SymmetricKernel kernel, const SymmetricGemm& op, Stream stream);
 
 // Floating-point operations that the kernel does for a batch of products [n, k] [k, n]: our own
 // compute whole tiles on and below the diagonal.

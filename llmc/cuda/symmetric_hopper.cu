@@ -185,6 +185,7 @@ __global__ void __launch_bounds__(kThreads, 1)
         for (int i = 0; i < kBarriers; ++i) barrier_init(&shared.full[i], 1);
         fence_barrier_init();
     }
+    wait_for_previous();
     __syncthreads();
     if (threadIdx.x < kGroup) {
         decrease_registers<24>();
@@ -196,7 +197,7 @@ __global__ void __launch_bounds__(kThreads, 1)
 }
 
 template <typename T>
-void launch_tiles(const SymmetricGemm& op, cudaStream_t stream) {
+void launch_tiles(const SymmetricGemm& op, Stream stream) {
     const int64_t rows = div_up<int64_t>(op.n, kSide);
     const SymmetricArguments p = symmetric_arguments(op, rows * (rows + 1) / 2);
     allow_shared("symmetric_narrow_kernel", symmetric_narrow_kernel<T>, kSharedBytes);
@@ -206,7 +207,7 @@ void launch_tiles(const SymmetricGemm& op, cudaStream_t stream) {
 
 }  // namespace
 
-void symmetric_gemm_narrow(const SymmetricGemm& op, cudaStream_t stream) {
+void symmetric_gemm_narrow(const SymmetricGemm& op, Stream stream) {
     check_operation(op);
     op.type == DType::f16 ? launch_tiles<fp16>(op, stream) : launch_tiles<bf16>(op, stream);
 }

@@ -179,6 +179,7 @@ __global__ void __launch_bounds__(kThreads, 1)
         }
         fence_barrier_init();
     }
+    wait_for_previous();
     __syncthreads();
     if (threadIdx.x < kGroup) {
         decrease_registers<24>();
@@ -198,7 +199,7 @@ __global__ void __launch_bounds__(kThreads, 1)
 }
 
 template <typename T>
-void launch_tiles(const SymmetricGemm& op, cudaStream_t stream) {
+void launch_tiles(const SymmetricGemm& op, Stream stream) {
     const int64_t rows = div_up<int64_t>(op.n, kSide), pairs = rows / 2;
     const SymmetricArguments p =
         symmetric_arguments(op, pairs * (pairs + 1) + rows % 2 * (pairs + 1));
@@ -209,7 +210,7 @@ void launch_tiles(const SymmetricGemm& op, cudaStream_t stream) {
 
 }  // namespace
 
-void symmetric_gemm_wide(const SymmetricGemm& op, cudaStream_t stream) {
+void symmetric_gemm_wide(const SymmetricGemm& op, Stream stream) {
     check_operation(op);
     op.type == DType::f16 ? launch_tiles<fp16>(op, stream) : launch_tiles<bf16>(op, stream);
 }

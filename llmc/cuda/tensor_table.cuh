@@ -207,6 +207,7 @@ __global__ void __launch_bounds__(kUpdateThreads)
     using Lists = typename Op::Lists;
     const int index = table.find(static_cast<int>(blockIdx.x));
     const typename Lists::Entry& entry = table.entries[index];
+    wait_for_previous();
     typename Op::Coefficients coefficients;
     if constexpr (!std::is_empty_v<typename Op::Coefficients>) {
         LMO_SHARED(typename Op::Coefficients, shared, [1]);
@@ -229,7 +230,7 @@ __global__ void __launch_bounds__(kUpdateThreads)
 // side by side in memory become one entry, empty ones none.
 template <typename Op, typename EntryOf>
 void launch_update(const char* name, void (*kernel)(Op, typename Op::Lists::Table),
-                   cudaStream_t stream, const Op& op, size_t tensors, EntryOf entry_of) {
+                   Stream stream, const Op& op, size_t tensors, EntryOf entry_of) {
     using Table = typename Op::Lists::Table;
     static_assert(sizeof(Op) + sizeof(Table) <= 32764, "more than a kernel's parameters may hold");
     std::vector<typename Table::Entry> entries;

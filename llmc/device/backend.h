@@ -82,6 +82,10 @@ class Backend {
     virtual void aside(const std::function<void()>& body) { body(); }
     virtual void reach(size_t /*milestone*/) {}
     virtual void await(size_t /*milestone*/) {}
+    // Whether a GPU's own kernels may be launched before those ahead of them have ended, to the same
+    // bits; they may not at first. Holds for what is issued or recorded from then on. False where the
+    // device cannot do what is asked.
+    virtual bool set_dependent_launch(bool on) { return !on; }
     // Moments: mark(i) is when all operations issued before it are done, seconds_between waits for
     // both. For the few numbers from 0 on that are in use; not while recording.
     virtual void mark(size_t moment) = 0;

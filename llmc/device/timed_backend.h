@@ -79,6 +79,7 @@ class TimedBackend : public Backend {
     void aside(const std::function<void()>& body) override { inner_.aside(body); }
     void reach(size_t milestone) override { inner_.reach(milestone); }
     void await(size_t milestone) override { inner_.await(milestone); }
+    bool set_dependent_launch(bool on) override { return inner_.set_dependent_launch(on); }
     void mark(size_t moment) override { inner_.mark(moment); }
     double seconds_between(size_t from, size_t to) override {
         return inner_.seconds_between(from, to);

@@ -11,6 +11,7 @@ GOOD = '''// Launched by <<<>>>, printf and __shared__ are words of this comment
 template <typename T>
 __global__ void __launch_bounds__(kThreads, blocks(1, 2)) scale_kernel(T* to, T by) {
     LMO_SHARED(float, sums, [2]);
+    wait_for_previous();
     const char* text = "asm volatile new";  /* __CUDA_ARCH__ */
     __syncthreads();
 }
@@ -32,9 +33,12 @@ BAD = {
     'x = *reinterpret_cast<uint2 *>(p);': 'wide access',
     'while (*static_cast<volatile int*>(flag) == 0) {}': 'volatile',
     '__syncthreads(); x = 1; __syncthreads();': 'two barriers',
-    '__global__ void lonely_kernel(int x) { }': 'launched by nobody',
-    '__global__ void scale(float* x) { }': 'end in _kernel',
-    '__global__ void scale_kernel(int* other) { }': 'has the name of another one',
+    '__global__ void lonely_kernel(int x) {\n    wait_for_previous();\n}': 'launched by nobody',
+    '__global__ void scale(float* x) {\n    wait_for_previous();\n}': 'end in _kernel',
+    '__global__ void scale_kernel(int* other) {\n    wait_for_previous();\n}': 'has the name of another one',
+    'void f() { launch(LMO_KERNEL(lazy_kernel), 1); }\n__global__ void lazy_kernel() {\n}': 'wait_for_previous',
+    'void f() { launch(LMO_KERNEL(if_kernel), 1); }\n__global__ void if_kernel() {\n    if (x)\n        wait_for_previous();\n}':
+        'wait_for_previous',
 }
 MANGLED = '_ZN3lmo4cuda45_GLOBAL__N__ae2ec09b_12_attention_cu_f83cb7ac9my_kernelILi64EEEvPf'
 PTXAS = '''ptxas info    : 0 bytes gmem
@@ -72,7 +76,7 @@ class CheckKernelsTest(unittest.TestCase):
         log = self.source('other_kernel\nscale_kernel<T, 4>\n', 'log')
         self.assertEqual(list(check_kernels.coverage(files, [log])), [])
         log.write_text('scale_kernel<T, 8>\n')
-        self.assertIn('x.cu:8: scale_kernel<T, 4> was never executed', list(check_kernels.coverage(files, [log]))[0])
+        self.assertIn('x.cu:9: scale_kernel<T, 4> was never executed', list(check_kernels.coverage(files, [log]))[0])
         log.write_text('other_kernel\n')
         self.assertIn('kernel scale_kernel was never executed', list(check_kernels.coverage(files, [log]))[0])
 
@@ -99,7 +103,8 @@ class CheckKernelsTest(unittest.TestCase):
 
     def test_ptx(self):
         def expect(facts, *lines):
-            self.assertEqual(check_kernels.ptx_facts('\n'.join(lines)), facts)
+            other = {check_kernels.WAITS, check_kernels.AN_ACCESS}
+            self.assertEqual(check_kernels.ptx_facts('\n'.join(lines)) - other, facts)
         expect({'wide loads', 'wide stores'}, 'ld.global.v4.u32 {%r1}, [%rd1];', 'st.global.v2.u64 [%rd1], {%rd2};')
         expect({'wide loads'}, 'ld.global.nc.L1::no_allocate.v4.f32 {%f1}, [%rd1];')
         expect({'wide stores'}, 'st.global.wb.v4.u32 [%rd1], {%r1};')
@@ -110,6 +115,13 @@ class CheckKernelsTest(unittest.TestCase):
         expect({'wide loads'}, 'cp.async.bulk.tensor.3d.shared::cluster.global.mbarrier::complete_tx::bytes [], [];')
         expect({'wide stores'}, 'cp.async.bulk.tensor.3d.global.shared::cta.bulk_group [], [];')
 
+    def test_waits_come_before_accesses(self):
+        wait, access = 'griddepcontrol.wait;', 'ld.global.u32 %r1, [%rd1];'
+        for lines, waits in (([wait, access], True), ([access, wait], False), ([access], False),
+                             (['ld.param.u64 %rd1, [p];', 'st.shared.u32 [%r1], 0;', wait, access], True),
+                             (['cp.async.cg.shared.global [%r1], [%rd1], 16;', wait], False)):
+            self.assertEqual(check_kernels.WAITS in check_kernels.ptx_facts('\n'.join(lines)), waits, lines)
+
     def test_ptx_of_kernels(self):
         # Braces of assembler in the source do not end a kernel.
         path = self.folder / 'cuda' / 'llmc' / 'cuda' / 'x.ptx'
@@ -117,7 +129,7 @@ class CheckKernelsTest(unittest.TestCase):
         path.write_text('.visible .entry a_kernel(\n.param .u64 p\n)\n{\n{\n.reg .pred done;\n}\n'
                         'st.global.v4.u32 [%rd1], {%r1};\n}\n.visible .entry b_kernel()\n{\nret;\n}\n')
         self.assertEqual(check_kernels.ptx_reports(self.folder),
-                         {'x.cu a_kernel': {'wide stores'}, 'x.cu b_kernel': set()})
+                         {'x.cu a_kernel': {'wide stores', check_kernels.AN_ACCESS}, 'x.cu b_kernel': set()})
 
     def test_names(self):
         internal = 'void lmo::cuda::(anonymous namespace)::'

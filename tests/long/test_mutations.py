@@ -2,9 +2,9 @@
 the emulator's race build have to fail.
 
 All mutants of all kernels are compiled into one program: where the source says `old`, the mutated copy says `old` or
-`new`, by the number in the environment (LMO_MUTANT). Every barrier and every wait of Hopper's kind is left out in turn
-and every wait for cp.async waits for one group less, without being listed; the rest is in MUTANTS. With number 0 the
-tests have to pass.
+`new`, by the number in the environment (LMO_MUTANT). Every barrier, every wait of Hopper's kind and every wait for the
+kernels ahead is left out in turn and every wait for cp.async waits for one group less, without being listed; the rest
+is in MUTANTS. With number 0 the tests have to pass.
 LMO_SHOW_MUTANTS=1 prints what was found for each; LMO_MUTATE=PATTERN takes only files whose name the pattern matches.
 """
 import concurrent.futures
@@ -199,7 +199,7 @@ MUTANTS = [
     ('rmsnorm.cu', 'scratch reused without a barrier, plain kernel',
      'block_sum<kPlainThreads>(along, scratch[@row % 2@0@])'),
     ('rmsnorm.cu', 'parts not set by the first row', 'part[i] = @row == begin@false@ ? product'),
-    ('rmsnorm.cu', 'parts past the end', 'end = @begin + length < count@true@ ? begin + length : count; float sum'),
+    ('rmsnorm.cu', 'parts past the end', 'end = @begin + length < count@true@ ? begin + length : count; wait_for_previous(); float sum'),
     ('rmsnorm.cu', 'mean square a little too large',
      'squares += @to_float(sum[k][i]) * to_float(sum[k][i])@1.001f * to_float(sum[k][i]) * to_float(sum[k][i])@'),
     ('rope.cu', 'positions not counted anew in each sequence', 'int64_t{@row % positions@row@}'),
@@ -284,7 +284,7 @@ MUTANTS = [
 ]
 
 SYNCHRONISATION = re.compile(r'^ *(__sync(?:threads|warp)\(\);|cp_async_wait<(\d+)>\(\);|barrier_wait\([^;]*\);'
-                             r'|meet\(\);|named_barrier_sync\([^;]*\);|wgmma_wait<\d+>\(\);'
+                             r'|wait_for_previous\(\);|meet\(\);|named_barrier_sync\([^;]*\);|wgmma_wait<\d+>\(\);'
                              r'|tma_store_wait_read<\d+>\(\);)',
                              re.MULTILINE)
 

@@ -5,6 +5,12 @@ namespace lmo {
 
 std::vector<std::string> test_backends() { return {"cuda"}; }
 
-std::unique_ptr<Backend> make_test_backend(const std::string&, int) { return make_cuda_backend(); }
+// With dependent launch where the device has it: then the emulator checks that every kernel waits
+// for those ahead of it.
+std::unique_ptr<Backend> make_test_backend(const std::string&, int) {
+    std::unique_ptr<Backend> backend = make_cuda_backend();
+    backend->set_dependent_launch(true);
+    return backend;
+}
 
 }  // namespace lmo
