@@ -209,6 +209,10 @@ def train_lines(line, emulated):
     speed, share = line['tokens_per_s'], line['phases_share']
     yield (f'{line["case"]:22} {speed["median"]:8.0f} tokens/s{judged(speed)}, mfu {line["mfu"]:.1%}, '
            f'parts / whole {share:.3f}' + ('' if emulated or 0.97 <= share <= 1.03 else ': NOT WITHIN 3 %'))
+    if line.get('launches'):
+        saved = line['launches']['saved_ms']
+        yield (f'  dependent launches save {saved["median"]:.3f} ms of {line["launches"]["plain_ms"]:.2f}'
+               + (' (predicted {} to {})'.format(*saved['predicted']) if 'predicted' in saved else ''))
     if line['torch']:
         yield '  times ' + '; '.join(f'{name}: {found["ratio"]["median"]:.2f}{judged(found["ratio"])}'
                                      for name, found in line['torch'].items())

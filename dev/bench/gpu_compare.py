@@ -36,6 +36,10 @@ PEER_TOKENS = 32768  # PyTorch's micro-batch at most: it keeps all logits
 SPEEDS = {'124m:256x512': (560, 640, 740, 600), '124m:32x512': (470, 550, 640, 534), '210m:256x512': (310, 350, 410, 343)}
 RATIOS = {('adamw', 'best'): (1.10, 1.25, 1.40), ('32x512', 'torch.optim.Muon'): (1.4, 1.6, 1.8),
           ('32x512', 'Muon stacked, compiled'): (1.15, 1.3, 1.5)}
+# Milliseconds of a step that dependent launches save, low and high; estimated, not measured. 124M launches some 200
+# kernels of our own in a micro-step and its update (counted in the emulator): 1 to 2 us each for the 80 behind one of
+# ours, 0.2 to 0.8 us for those behind cuBLAS, which lets nobody start early. 210M has twice the layers.
+SAVED = {'124m:32x512': [0.1, 0.3], '124m:256x512': [0.1, 0.3], '124m:64x1024': [0.1, 0.3], '210m:256x512': [0.2, 0.5]}
 MEMORY = {'124m:256x512': (50e9, 44e9)}  # bytes: gate, goal
 
 
@@ -204,9 +208,19 @@ def summary(case, rounds, model, left_out):
         best = [max(speeds[name]['tokens_per_s'] for name in line['torch']) for speeds in rounds]
         line['torch']['best'] = {'tokens_per_s': spread(best),
                                  'ratio': spread([sample['tokens_per_s'] / other for sample, other in zip(own, best)])}
+    line['launches'] = launches(own)
     add_targets(case, line)
     line['device'] = middle['device']
     return line
+
+
+def launches(samples):
+    """Plain against dependent launches, medians over the rounds; null where the device has one kind."""
+    both = [sample['launches'] for sample in samples]
+    if None in both:
+        return None
+    found = {key: statistics.median(one[key] for one in both) for key in ('plain_ms', 'dependent_ms')}
+    return {**found, 'saved_ms': spread([one['plain_ms'] - one['dependent_ms'] for one in both])}
 
 
 def add_targets(case, line):
@@ -217,6 +231,8 @@ def add_targets(case, line):
         targets = RATIOS.get((case.preset, name)) or RATIOS.get((case.shape, name))
         if targets:
             found['ratio'].update(zip(names, targets))
+    if case.size in SAVED and line['launches']:
+        line['launches']['saved_ms']['predicted'] = SAVED[case.size]
     if case.size in MEMORY:
         line['peak_memory_target'] = dict(zip(names, MEMORY[case.size]))
     line['phases_share_target'] = {'gate': [0.97, 1.03]}
@@ -242,6 +258,9 @@ def in_words(line):
     text = f'{line["case"]:22} {speed["median"]:9.0f} tokens/s, mfu {line["mfu"]:.1%}, parts / whole {line["phases_share"]:.3f}'
     if line['peak_memory_bytes']:
         text += f', memory {line["peak_memory_bytes"] / 1e9:.2f} GB (planned {line["planned_bytes"] / 1e9:.2f})'
+    if line['launches']:
+        saved = line['launches']['saved_ms']
+        text += f'\n{"":22} dependent launches save {saved["median"]:.3f} ms ({saved["min"]:.3f} .. {saved["max"]:.3f})'
     for name, found in line['torch'].items():
         ratio = found['ratio']
         text += f'\n{"":22} {ratio["median"]:6.3f} ({ratio["min"]:.3f} .. {ratio["max"]:.3f}) times {name}'

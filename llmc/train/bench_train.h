@@ -2,6 +2,7 @@
 #pragma once
 
 #include <array>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -35,6 +36,8 @@ struct TrainReport {
     bool graphs;                       // in whole steps
     StepTime step;                     // the median one by parts
     double seconds, fastest, slowest;  // of whole steps; their median first
+    // Medians of whole steps, in turns; empty where kernels are not launched so.
+    std::optional<double> plain_launches, dependent_launches;
     double peak_flops;
     int64_t tokens, peak_bytes, planned_bytes;
 

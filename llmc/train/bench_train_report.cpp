@@ -65,6 +65,12 @@ void print_gemm(const TrainReport& r, const TimedGemm& in_step, const TimedGemm&
                 {"device", r.device}});
 }
 
+// Both ways of launching, in turns; null where the device has one.
+ordered_json launches(const TrainReport& r) {
+    if (!r.plain_launches || !r.dependent_launches) return nullptr;
+    return {{"plain_ms", *r.plain_launches * 1e3}, {"dependent_ms", *r.dependent_launches * 1e3}};
+}
+
 ordered_json whole(const TrainReport& r) {
     const auto ms = [&](Part part) { return r.step[part].seconds * 1e3; };
     const int threads = r.config.run.threads;
@@ -80,6 +86,8 @@ ordered_json whole(const TrainReport& r) {
             {"ms_min", r.fastest * 1e3},
             {"ms_max", r.slowest * 1e3},
             {"graphs", r.graphs},
+            {"dependent_launch", r.config.run.dependent_launch},
+            {"launches", launches(r)},
             {"phases_ms", r.step.seconds * 1e3},
             {"phases_share", r.phases_share()},
             {"gemm_ms", ms(Part::gemm)},
@@ -143,6 +151,10 @@ void print_table(const TrainReport& r) {
     row("other", r.step.other());
     row("step", r.step.seconds);
     if (r.graphs) row("step by graphs", r.seconds);
+    if (r.plain_launches && r.dependent_launches) {
+        row("plain launches", *r.plain_launches);
+        row("dependent launches", *r.dependent_launches);
+    }
     row("fastest step", r.fastest);
 
     std::printf("\n%-26s %7s %10s %8s %9s %7s\n", "gemm (m x n x k)", "calls", "ms", "alone",

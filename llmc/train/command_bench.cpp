@@ -9,8 +9,10 @@
 // host between operations. A GPU runs whole steps as recorded graphs, which nobody can look into:
 // those are measured first, and give the speed; then come a few steps by parts.
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <fstream>
+#include <optional>
 
 #include "llmc/core/random.h"
 #include "llmc/core/timer.h"
@@ -47,7 +49,8 @@ class RandomTraining {
           weights_(backend, arena_, parameters_, precision, true),
           gradients_{&parameters_,
                      arena_.take("gradients", precision.master, {parameters_.buffer_length()})},
-          optimizer_(backend, arena_, config.optimizer, parameters_, precision.master) {
+          optimizer_(backend, arena_, config.optimizer, parameters_, precision.master),
+          dependent_(config.run.dependent_launch) {
         arena_.workspace();  // fixed before anything is captured
         optimizer_.bind_gradients(gradients_);
         record();
@@ -58,11 +61,24 @@ class RandomTraining {
     int64_t tokens() const { return config_.batch.sequences * config_.model.seq_len; }
     size_t planned_bytes() const { return arena_.total(); }
 
-    // Graphs, new ones after another choice of the backend's.
+    // New graphs from now on, after another choice of the backend's.
     void record() {
-        micro_steps_.clear();
-        micro_steps_.resize(static_cast<size_t>(config_.model.n_layer) + 1);
-        if (optimizer_.repeats()) update_ = recorded([this] { step(); });
+        for (Graphs& graphs : graphs_) {
+            graphs.micro_steps.clear();
+            graphs.micro_steps.resize(static_cast<size_t>(config_.model.n_layer) + 1);
+            graphs.update.reset();
+        }
+        launch_as(dependent_);
+    }
+
+    // How kernels are launched from now on: each way has graphs of its own. False where the device
+    // cannot.
+    bool launch_as(bool dependent) {
+        if (!backend_.set_dependent_launch(dependent)) return false;
+        dependent_ = dependent;
+        std::unique_ptr<Graph>& update = graphs_[dependent ? 1 : 0].update;
+        if (optimizer_.repeats() && !update) update = recorded([this] { step(); });
+        return true;
     }
 
     // New tokens on the host for the update that follows. The last is the target of the one before.
@@ -94,19 +110,26 @@ class RandomTraining {
                         "try a smaller optimizer.lr");
         }
         optimizer_.set_scalars(config_.schedule.lr, updates_);
-        update_ ? update_->launch() : step();
+        const std::unique_ptr<Graph>& step_graph = graphs_[dependent_ ? 1 : 0].update;
+        step_graph ? step_graph->launch() : step();
         backend_.synchronize();
         ++updates_;
     }
 
   private:
+    struct Graphs {
+        std::vector<std::unique_ptr<Graph>> micro_steps;  // by the lowest layer of their gradients
+        std::unique_ptr<Graph> update;
+    };
+
     std::unique_ptr<Graph> recorded(std::function<void()> body) {
         if (config_.run.graphs) return backend_.capture(std::move(body));
         return std::make_unique<ReissuedGraph>(std::move(body));
     }
 
     Graph& recorded_micro_step(int64_t lowest) {
-        std::unique_ptr<Graph>& graph = micro_steps_[static_cast<size_t>(lowest)];
+        std::unique_ptr<Graph>& graph =
+            graphs_[dependent_ ? 1 : 0].micro_steps[static_cast<size_t>(lowest)];
         if (!graph) {
             graph = recorded([this, lowest] {
                 model_.forward_backward(weights_.compute(), gradients_, batch_.tokens,
@@ -133,8 +156,8 @@ class RandomTraining {
     Weights weights_;
     ParameterBuffer gradients_;
     Optimizer optimizer_;
-    std::vector<std::unique_ptr<Graph>> micro_steps_;  // by the lowest layer of their gradients
-    std::unique_ptr<Graph> update_;
+    Graphs graphs_[2];  // of plain and of dependent launches
+    bool dependent_;
     std::vector<int32_t> ids_;
     int64_t updates_ = 0;
 };
@@ -161,6 +184,31 @@ double measure_whole_step(RandomTraining& training) {
     return timer.seconds();
 }
 
+// Seconds of whole steps by plain and by dependent launches, in turns; of the run's own kind alone
+// where the device has no other.
+using Launches = std::array<std::vector<double>, 2>;
+
+Launches measure_whole_steps(RandomTraining& training, const Config& config,
+                             const BenchTrainOptions& options) {
+    const bool own = config.run.dependent_launch;
+    Launches launches;
+    for (int64_t i = 0; i < options.warmup + options.steps; ++i) {
+        for (const bool dependent : {own, !own}) {
+            if (!training.launch_as(dependent)) continue;
+            const double seconds = measure_whole_step(training);
+            if (i >= options.warmup) launches[dependent ? 1 : 0].push_back(seconds);
+        }
+    }
+    training.launch_as(own);
+    for (std::vector<double>& seconds : launches) std::sort(seconds.begin(), seconds.end());
+    return launches;
+}
+
+std::optional<double> median(const std::vector<double>& sorted) {
+    if (sorted.empty()) return std::nullopt;
+    return sorted[(sorted.size() - 1) / 2];
+}
+
 // The most memory that this process ever held; 0 where the system does not say.
 int64_t peak_memory() {
     std::ifstream status("/proc/self/status");
@@ -180,6 +228,7 @@ void run_bench_train(const Config& config, const BenchTrainOptions& options) {
         throw UsageError(options.config + ": missing: batch.sequences (an integer >= 1)");
     }
     const std::unique_ptr<Backend> backend = make_backend(config.run.device, config.run.threads);
+    set_launches(config, *backend);
     const ModelPrecision precision = choose_precision(config, *backend);
     require_attention(config.model, precision, *backend);
     if (!config.optimizer.estimator.is_plain() ||
@@ -198,12 +247,11 @@ void run_bench_train(const Config& config, const BenchTrainOptions& options) {
     TimedBackend timed(*backend);
     RandomTraining training(config, timed, precision);
 
-    std::vector<double> whole;
+    Launches launches;
     if (separate) {
         timed.set_timing(false);
         training.record();
-        for (int64_t i = 0; i < options.warmup; ++i) measure_whole_step(training);
-        for (int64_t i = 0; i < options.steps; ++i) whole.push_back(measure_whole_step(training));
+        launches = measure_whole_steps(training, config, options);
         timed.set_timing(true);
         training.record();
     }
@@ -214,11 +262,13 @@ void run_bench_train(const Config& config, const BenchTrainOptions& options) {
     std::vector<StepTime> steps;
     for (int64_t i = looks(options.steps, 3); i > 0; --i) {
         steps.push_back(measure_step(training, *backend, timed));
-        if (!separate) whole.push_back(steps.back().seconds);
     }
-    std::sort(whole.begin(), whole.end());
     std::sort(steps.begin(), steps.end(),
               [](const StepTime& a, const StepTime& b) { return a.seconds < b.seconds; });
+    std::vector<double> whole = launches[config.run.dependent_launch ? 1 : 0];
+    if (!separate) {
+        for (const StepTime& step : steps) whole.push_back(step.seconds);
+    }
 
     const int64_t peak_bytes =
         separate ? static_cast<int64_t>(free - backend->free_bytes()) : peak_memory();
@@ -231,6 +281,8 @@ void run_bench_train(const Config& config, const BenchTrainOptions& options) {
                              whole[(whole.size() - 1) / 2],
                              whole.front(),
                              whole.back(),
+                             median(launches[0]),
+                             median(launches[1]),
                              measure_peak_flops(*backend, precision.compute),
                              training.tokens(),
                              peak_bytes,

@@ -123,6 +123,7 @@ void read_run(Config& config, const Reader& read) {
                   read.get<int64_t>("run.nonfinite_limit"),
                   read.number("run.rank_timeout"),
                   read.get<bool>("run.graphs"),
+                  read.get<bool>("run.dependent_launch"),
                   read.get<bool>("run.overlap"),
                   read.number("run.bucket_mb")};
     config.run.on_nonfinite =
@@ -304,9 +305,9 @@ Config make_config(Json given, const Provenance& origin, ConfigUse use) {
 bool may_change(const std::string& path) {
     for (const char* key :
          {"run.dir", "run.name", "run.note", "run.device", "run.on_nonfinite",
-          "run.nonfinite_limit", "run.rank_timeout", "run.graphs", "run.overlap", "run.bucket_mb",
-          "model.attention", "model.recompute", "precision.master", "log", "eval", "smoothness",
-          "checkpoint"}) {
+          "run.nonfinite_limit", "run.rank_timeout", "run.graphs", "run.dependent_launch",
+          "run.overlap", "run.bucket_mb", "model.attention", "model.recompute", "precision.master",
+          "log", "eval", "smoothness", "checkpoint"}) {
         if (path == key) return true;
     }
     return path == "optimizer.preset";  // a label: the groups are compared

@@ -34,7 +34,7 @@ struct Config {
         OnNonfinite on_nonfinite;
         int64_t nonfinite_limit;  // skip, rollback
         double rank_timeout;      // seconds
-        bool graphs;
+        bool graphs, dependent_launch;
         bool overlap;
         double bucket_mb;
     } run;

@@ -19,6 +19,9 @@ std::unique_ptr<Backend> make_backend(const std::string& device, int threads,
 // Throws UsageError, which begins with `where`, when Newton-Schulz cannot work in this type here.
 void require_newton_schulz(const Backend& backend, DType inner, const std::string& where);
 
+// As run.dependent_launch says. Throws UsageError where the device cannot.
+void set_launches(const Config& config, Backend& backend);
+
 ModelPrecision choose_precision(const Config& config, const Backend& backend);
 
 // Throws UsageError where this backend does not have the attention of model.attention.

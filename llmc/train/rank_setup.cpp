@@ -109,7 +109,9 @@ void require_same_on_all(const Config& config, Ranks& ranks) {
     ranks.barrier("configuration");
 }
 
-std::unique_ptr<Backend> make_rank_backend(const Config& config, Ranks& ranks) {
+namespace {
+
+std::unique_ptr<Backend> make_own_backend(const Config& config, Ranks& ranks) {
     if (ranks.size() == 1) return make_backend(config.run.device, config.run.threads);
     const int threads = config.run.threads > 0 ? config.run.threads : threads_of_a_rank(ranks);
     std::unique_ptr<Backend> backend = make_backend(config.run.device, threads, local_rank(ranks));
@@ -120,6 +122,14 @@ std::unique_ptr<Backend> make_rank_backend(const Config& config, Ranks& ranks) {
                             "), so their weights would drift apart; set run.threads, and use "
                             "machines with the same processor features");
     require_own_devices(*backend, ranks);
+    return backend;
+}
+
+}  // namespace
+
+std::unique_ptr<Backend> make_rank_backend(const Config& config, Ranks& ranks) {
+    std::unique_ptr<Backend> backend = make_own_backend(config, ranks);
+    set_launches(config, *backend);
     return backend;
 }
 

@@ -72,6 +72,20 @@ class CudaTest(EmulatedTest):
         plan = self.run_cli('plan', '--config', 'config.json', '--device', 'cuda')
         self.assertEqual(plan.status, 0, plan.err)
 
+    def test_dependent_launch_is_refused_where_there_is_none(self):
+        self.config({'run': {'steps': 1, 'dependent_launch': True}})
+        expected = r'^train_gpt: run.dependent_launch = true needs a GPU of compute capability 9.0 .*; expected false$'
+        command = ['train', '--config', 'config.json', '--device']
+        older = {'LMO_EMULATOR_CAPABILITY': '89'}
+        for result in (self.on_emulator(*command, 'cuda', status=2, environment=older), self.run_cli(*command, 'cpu')):
+            self.assertEqual(result.status, 2)
+            self.assertRegex(result.err.strip(), expected)
+        off = ('--set', 'run.dependent_launch=false')
+        self.on_emulator(*command, 'cuda', *off, environment=older)
+        line = json.loads(self.on_emulator('bench', *command, 'cuda', *off, '--json', '--steps', '1',
+                                           environment=older).out.splitlines()[-1])
+        self.assertIsNone(line['launches'])
+
     def test_parts_of_a_step_between_moments_of_the_device(self):
         self.config({'batch': {'sequences': 4, 'micro_batch': 2}})
         for graphs in ('true', 'false'):
@@ -81,6 +95,10 @@ class CudaTest(EmulatedTest):
             whole = lines[-1]
             parts = {line['what']: line for line in lines}
             self.assertEqual(whole['graphs'], graphs == 'true')
+            # Whole steps are launched in both ways; the speed is that of the run's own.
+            self.assertFalse(whole['dependent_launch'])
+            self.assertEqual(whole['launches']['plain_ms'], whole['ms'])
+            self.assertGreater(whole['launches']['dependent_ms'], 0)
             names = ('gemm', 'attention', 'classifier', 'elementwise', 'optimizer', 'data', 'other')
             self.assertAlmostEqual(sum(whole[f'{name}_ms'] for name in names) / whole['phases_ms'], 1, delta=0.03)
             self.assertGreaterEqual(min(whole[f'{name}_ms'] for name in names), 0)

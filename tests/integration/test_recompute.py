@@ -1,4 +1,5 @@
-"""model.recompute and run.graphs: less memory, as planned, or kernels one by one; the same run bit by bit."""
+"""model.recompute, run.graphs, run.dependent_launch: less memory, as planned, or kernels launched otherwise; the same
+run bit by bit."""
 import json
 import shutil
 
@@ -39,6 +40,12 @@ class EmulatedRecomputeTest(Configured, EmulatedTest):
             self.on_emulator('train', '--config', 'config.json', '--device', 'cuda', '--set', f'run.graphs={graphs}',
                              '--set', f'run.dir=graphs-{graphs}')
         self.assert_same_run('graphs-true', 'graphs-false', 4)
+
+    def test_dependent_launches(self):
+        for dependent in ('true', 'false'):
+            self.on_emulator('train', '--config', 'config.json', '--device', 'cuda', '--set',
+                             f'run.dependent_launch={dependent}', '--set', f'run.dir=dependent-{dependent}')
+        self.assert_same_run('dependent-true', 'dependent-false', 4)
 
     def test_every_level(self):
         for precision in ('fp32', 'bf16'):

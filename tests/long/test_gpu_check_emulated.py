@@ -35,6 +35,8 @@ class GpuCheckTest(unittest.TestCase):
         self.assertGreater(len(results['bench']), 40)
         cases = [line for line in results['train'] if line['what'] == 'train.case']
         self.assertEqual([case['preset'] for case in cases], ['muon', 'adamw'])
+        for case in cases:  # launched in both ways
+            self.assertLess(case['launches']['saved_ms']['min'], case['launches']['plain_ms'])
         self.assertFalse([line for line in results['bench_optimizer'] if 'error' in line])
         self.assertGreater(len(results['bench_optimizer']), 15)
         self.assertEqual({line['kernel'] for line in results['newton_schulz']},

@@ -68,6 +68,7 @@ class GpuCompareTest(CliTest):
         self.assertAlmostEqual(sum(case['parts_ms'][part] for part in ('gemm', 'attention', 'classifier', 'elementwise', 'optimizer',
                                                                         'data', 'other')) / case['ms'], 1, delta=0.03)
         self.assertGreater(case['planned_bytes'], 0)
+        self.assertIsNone(case['launches'])  # a processor has no other kind
         # The model is compiled once for both optimizers.
         asked = [line.split()[0] for line in (self.folder / 'asked').read_text().splitlines()]
         self.assertEqual(asked[:5], ['model', 'model', 'model', 'variants', 'round'])
