@@ -25,7 +25,7 @@ constexpr Row kTable[] = {
 // Elements of D that a kernel computes, in tiles on and below the diagonal.
 int64_t computed(SymmetricKernel kernel, int64_t n) {
     if (kernel == SymmetricKernel::blas) return n * n;
-    const int64_t rows = kernel == SymmetricKernel::mma && n <= 256 ? 64 : 128;
+    const int64_t rows = symmetric_tile(kernel, n);
     const int64_t columns = kernel == SymmetricKernel::wide ? 256 : rows;
     int64_t elements = 0;
     for (int64_t row = 0; row < n; row += rows) elements += (row / columns + 1) * columns * rows;
@@ -33,6 +33,10 @@ int64_t computed(SymmetricKernel kernel, int64_t n) {
 }
 
 }  // namespace
+
+int64_t symmetric_tile(SymmetricKernel kernel, int64_t n) {
+    return kernel == SymmetricKernel::mma && n <= 256 ? 64 : 128;
+}
 
 SymmetricKernel choose_symmetric_kernel(int capability, DType type, int64_t n) {
     if (type != DType::f16 && type != DType::bf16) return SymmetricKernel::blas;

@@ -15,6 +15,9 @@ enum class SymmetricKernel { blas, mma, narrow, wide };
 // For D [n, n] of this type on a device of compute capability `capability` (90: 9.0).
 SymmetricKernel choose_symmetric_kernel(int capability, DType type, int64_t n);
 
+// Rows of a tile of D that one of those but blas takes for D [n, n].
+int64_t symmetric_tile(SymmetricKernel kernel, int64_t n);
+
 // Runs one of those but blas.
 void symmetric_gemm(SymmetricKernel kernel, const SymmetricGemm& op, Stream stream);
 

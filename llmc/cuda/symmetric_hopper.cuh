@@ -42,6 +42,48 @@ struct Ring {
     }
 };
 
+// The stages in shared memory, which one thread fills and two warpgroups read: A's tile and behind
+// it B's in each. `full` tells that a stage's loads have arrived, `empty` that it has been read.
+template <int Count, int Bytes>
+struct Stages {
+    unsigned char* memory;
+    uint64_t *full, *empty;
+
+    // Loads the steps of a tile: A's rows from `row` and B's from `column` on.
+    __device__ __forceinline__ void load(Ring<Count>& ring, const SymmetricMaps& maps, int steps,
+                                         int matrix, int row, int column) const {
+        for (int step = 0; step < steps; ++step) {
+            uint64_t* const arrived = &full[ring.stage];
+            unsigned char* const to = memory + ring.stage * Bytes;
+            barrier_wait(&empty[ring.stage], ring.parity ^ 1);
+            barrier_arrive_expect(arrived, Bytes);
+            tma_load(to, &maps.a, step * kDepth, row, matrix, arrived);
+            tma_load(to + kTileBytes, &maps.b, step * kDepth, column, matrix, arrived);
+            ring.advance(1);
+        }
+    }
+
+    // Calls start(descriptor of A's tile, of B's, step), which issues wgmmas, for each step, and
+    // frees the stage of the step before. The last stage is returned: its products are under way.
+    template <typename Start>
+    __device__ __forceinline__ int multiply(Ring<Count>& ring, int steps, Start start) const {
+        int before = 0;
+        for (int step = 0; step < steps; ++step) {
+            barrier_wait(&full[ring.stage], ring.parity);
+            const unsigned char* const from = memory + ring.stage * Bytes;
+            const uint64_t a = k_major(from), b = k_major(from + kTileBytes);
+            wgmma_fence();
+            start(a, b, step);
+            wgmma_commit();
+            wgmma_wait<1>();
+            if (step > 0 && threadIdx.x % kGroup == 0) barrier_arrive(&empty[before]);
+            before = ring.stage;
+            ring.advance(1);
+        }
+        return before;
+    }
+};
+
 // ---- strips -------------------------------------------------------------------------------------
 // A warp holds strips of results: 16 rows of [128, 128], as 8 blocks of 16 columns. A block is four
 // 8 x 8 matrices of ldmatrix and stmatrix: rows 0.. and 8.. of columns 0.., then of columns 8..

@@ -120,8 +120,9 @@ std::vector<std::string> config_differences(const nlohmann::ordered_json& one,
 
 // Keys whose values differ between two resolved configurations, "key: old -> new", leaving out
 // those that a resumed run may change (run.dir, run.name, run.note, run.device, run.on_nonfinite,
-// run.nonfinite_limit, run.rank_timeout, run.graphs, run.overlap, run.bucket_mb, model.attention,
-// model.recompute, precision.master, log, eval, smoothness, checkpoint).
+// run.nonfinite_limit, run.rank_timeout, run.graphs, run.dependent_launch, run.overlap,
+// run.bucket_mb, model.attention, model.recompute, precision.master, log, eval, smoothness,
+// checkpoint).
 std::vector<std::string> resume_conflicts(const nlohmann::ordered_json& saved,
                                           const nlohmann::ordered_json& now);
 
