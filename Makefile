@@ -287,7 +287,7 @@ $(BUILD)/llmc/cuda/cudnn_attention.o: private CXXFLAGS += -isystem $(CUDNN_FOUND
 
 # Hopper's instructions exist for sm_90a alone, whatever else is asked for.
 PTX_ARCH := compute_90
-$(BUILD)/cuda/llmc/cuda/%_hopper.o: override GENCODE := -gencode arch=compute_90a,code=sm_90a
+$(addprefix $(BUILD)/cuda/,llmc/cuda/%_hopper.o dev/bench/%_hopper.o): override GENCODE := -gencode arch=compute_90a,code=sm_90a
 $(BUILD)/cuda/llmc/cuda/%_hopper.ptx: PTX_ARCH := compute_90a
 
 # nvcc prints registers and spills of every kernel; tests/check_kernels.py reads them.
@@ -309,7 +309,9 @@ $(BUILD)/cuda/cuda_tests: $(CUDA_KERNELS:%.cu=$(BUILD)/cuda/%.o) $(CUDA_TEST_OBJ
 # Newton-Schulz kernel by kernel (dev/bench/newton_schulz.cpp).
 NEWTON_SCHULZ_BENCH := $(BUILD)/dev/bench/newton_schulz.o
 $(NEWTON_SCHULZ_BENCH): CXXFLAGS += -isystem $(CUDA_HOME)/include
+BENCH_KERNELS := $(wildcard dev/bench/*.cu)
 $(BUILD)/cuda/newton_schulz_bench: $(NEWTON_SCHULZ_BENCH) $(OBJECTS) $(CUDA_KERNELS:%.cu=$(BUILD)/cuda/%.o) \
+        $(BENCH_KERNELS:%.cu=$(BUILD)/cuda/%.o) \
         $(CUDA_HOST:%.cpp=$(BUILD)/%.o) $(CUDA_LIBRARY)
 	@echo 'link  $@'
 	$(Q)$(CXX) $(CXXFLAGS) $^ $(LDLIBS) $(CUDA_LIBS) -o $@
@@ -370,7 +372,7 @@ $(BUILD)/emulated/$(1)/train_gpt: $$(CUDA_KERNELS:%.cu=$(BUILD)/emulated/$(1)/%.
         $$(EMULATOR_CODE:%.cpp=$(BUILD)/emulated/$(1)/%.o) $(BUILD)/train_gpt.o $$(OBJECTS)
 	@echo 'link  $$@'
 	$$(Q)$$(CXX) -rdynamic $$(EMULATE_LINK_$(1)) $$^ $$(EMULATE_FIND_NCCL) $$(EMULATE_FIND_NCCL_$(1)) $$(LDLIBS) -ldl -o $$@
-$(BUILD)/emulated/$(1)/newton_schulz_bench: $$(CUDA_KERNELS:%.cu=$(BUILD)/emulated/$(1)/%.o) \
+$(BUILD)/emulated/$(1)/newton_schulz_bench: $$(patsubst %.cu,$(BUILD)/emulated/$(1)/%.o,$$(CUDA_KERNELS) $$(BENCH_KERNELS)) \
         $$(CUDA_HOST:%.cpp=$(BUILD)/%.o) $$(EMULATOR_CODE:%.cpp=$(BUILD)/emulated/$(1)/%.o) $$(NEWTON_SCHULZ_BENCH) $(CUDNN_ABSENT) $$(OBJECTS)
 	@echo 'link  $$@'
 	$$(Q)$$(CXX) -rdynamic $$(EMULATE_LINK_$(1)) $$^ $$(LDLIBS) -ldl -o $$@
@@ -382,7 +384,7 @@ $(BUILD)/emulated/$(1)/conformance: $$(CONFORMANCE:%.cu=$(BUILD)/emulated/$(1)/%
         $$(EMULATOR_CODE:%.cpp=$(BUILD)/emulated/$(1)/%.o)
 	@echo 'link  $$@'
 	$$(Q)$$(CXX) -rdynamic $$(EMULATE_LINK_$(1)) $$^ -pthread -ldl -fopenmp -o $$@
--include $$(patsubst %.cu,$(BUILD)/emulated/$(1)/%.d,$$(CUDA_KERNELS) $$(EMULATOR_TESTS) $$(CONFORMANCE)) \
+-include $$(patsubst %.cu,$(BUILD)/emulated/$(1)/%.d,$$(CUDA_KERNELS) $$(BENCH_KERNELS) $$(EMULATOR_TESTS) $$(CONFORMANCE)) \
          $$(EMULATOR_CODE:%.cpp=$(BUILD)/emulated/$(1)/%.d) $(BUILD)/emulated/$(1)/precompiled.h.gch.d
 endef
 $(foreach variant,$(EMULATED),$(eval $(call emulated_rules,$(variant))))
@@ -391,5 +393,5 @@ clean:
 	rm -rf $(BUILD)
 
 -include $(OBJECTS:.o=.d) $(TEST_OBJECTS:.o=.d) $(BUILD)/train_gpt.d $(wildcard $(BUILD)/*/precompiled.h.gch.d) \
-         $(CUDA_KERNELS:%.cu=$(BUILD)/cuda/%.d) $(CUDA_KERNELS:%.cu=$(BUILD)/cuda/%.ptx.d) $(CUDA_HOST:%.cpp=$(BUILD)/%.d) $(CUDA_LIBRARY:.o=.d) $(CUDNN_ABSENT:.o=.d) \
+         $(CUDA_KERNELS:%.cu=$(BUILD)/cuda/%.d) $(BENCH_KERNELS:%.cu=$(BUILD)/cuda/%.d) $(CUDA_KERNELS:%.cu=$(BUILD)/cuda/%.ptx.d) $(CUDA_HOST:%.cpp=$(BUILD)/%.d) $(CUDA_LIBRARY:.o=.d) $(CUDNN_ABSENT:.o=.d) \
          $(CUDA_TESTS:%.cpp=$(BUILD)/%.d) $(DEVICE_TESTS:.o=.d) $(addprefix $(BUILD)/tests/emulator/,production_sizes.d nccl_declarations.d) $(NEWTON_SCHULZ_BENCH:.o=.d)

@@ -357,7 +357,7 @@ part_bench() {
 
 # Kernel by kernel, and the distance from the polynomial: what symmetric_choice.cpp needs.
 bench_newton_schulz() {
-    local begin=$SECONDS arguments=(--json "$out/newton_schulz.jsonl" --errors)
+    local begin=$SECONDS arguments=(--json "$out/newton_schulz.jsonl" --errors --stages 2,3,4,5,6)
     need_program 'newton_schulz' "$newton_schulz" || return
     [ -z "$emulated" ] || arguments+=(--shapes 24x40 --windows 1)
     timeout --kill-after=10 "$(within 120)" "$newton_schulz" "${arguments[@]}" >"$out/newton_schulz.log" 2>&1

@@ -3,11 +3,14 @@
 // their distance from the polynomial in fp64.
 //
 //   build/cuda/newton_schulz_bench [--shapes 768x768x48,768x2048x36] [--windows 9] [--errors]
-//                                  [--json FILE]
+//                                  [--stages 2,3,4,5,6] [--json FILE]
 //
 // Built by `make build/cuda/newton_schulz_bench`; build/emulated/plain/newton_schulz_bench runs in
 // the emulator, whose times mean nothing. Candidates take turns, a window each; a row shows the
-// median, and `ratio` is that of the library's plain products over this one's.
+// median, and `ratio` is that of the library's plain products over this one's. With --stages the
+// symmetric kernels run with those numbers of stages in shared memory and with each size of tile,
+// too; a row "narrow 128/4" is one of tiles with 128 rows and 4 stages. They change no bit: that is
+// checked.
 #include <cuda_runtime_api.h>
 
 #include <CLI/CLI.hpp>
@@ -18,6 +21,8 @@
 #include <functional>
 #include <nlohmann/json.hpp>
 
+#include "dev/bench/spectra.h"
+#include "dev/bench/symmetric_stages.h"
 #include "llmc/core/error.h"
 #include "llmc/core/timer.h"
 #include "llmc/cuda/check.h"
@@ -43,40 +48,9 @@ struct Options {
         "768x768x48,768x2304x12,768x2048x36,1024x1024x48,2048x2048x24,2048x5632x24";
     int windows = 9;
     bool errors = false;
+    std::vector<int> stages;
     std::string json;
 };
-
-// Normally distributed elements or, harder, singular values that fall from 1 to 1e-3.
-enum class Spectrum { normal, decaying };
-
-// x = x - 2 v (v . x) / |v|^2, with `stride` from one element of x to the next.
-void reflect(const float* v, int64_t count, double* x, int64_t stride) {
-    double dot = 0, squares = 0;
-    for (int64_t i = 0; i < count; ++i) {
-        dot += v[i] * x[i * stride];
-        squares += static_cast<double>(v[i]) * v[i];
-    }
-    for (int64_t i = 0; i < count; ++i) x[i * stride] -= 2 * dot / squares * v[i];
-}
-
-std::vector<float> matrix_of(const Shape& shape, Spectrum spectrum) {
-    const int64_t m = shape[0], n = shape[1];
-    const std::vector<float> values = normal_values(m * n);
-    if (spectrum == Spectrum::normal) return values;
-    // Reflections I - 2 v v^T / |v|^2 by parts of the noise, on each side of a diagonal.
-    std::vector<double> x(values.size(), 0.0);
-    const int64_t k = std::min(m, n);
-    for (int64_t i = 0; i < k; ++i) {
-        const double at = static_cast<double>(i) / static_cast<double>(std::max<int64_t>(k - 1, 1));
-        x[static_cast<size_t>(i * n + i)] = std::pow(1e-3, at);
-    }
-    for (int turn = 0; turn < 3; ++turn) {
-        const float* v = values.data() + turn * std::max(m, n);
-        for (int64_t i = 0; i < m; ++i) reflect(v, n, x.data() + i * n, 1);
-        for (int64_t j = 0; j < n; ++j) reflect(v, m, x.data() + j, n);
-    }
-    return std::vector<float>(x.begin(), x.end());
-}
 
 // ---- interleaved timing -------------------------------------------------------------------------
 
@@ -84,6 +58,9 @@ struct Candidate {
     std::string name;
     std::function<void()> call;
     double executed = 0;  // operations
+    // Of a symmetric kernel: its name, rows of a tile, stages.
+    std::string kernel = {};
+    int tile = 0, stages = 0;
     std::vector<double> seconds = {};
 
     double median() const { return timing_of(seconds).seconds; }
@@ -118,13 +95,16 @@ class NewtonSchulzBench {
     explicit NewtonSchulzBench(const Options& options)
         : options_(options), noise_(backend_), host_(make_cpu_backend(0)) {
         std::fprintf(stderr, "%s\n", backend_.describe().c_str());
+        if (backend_.capability() == 90) {
+            for (SymmetricStages& of : hopper_stages()) kernels_.push_back(std::move(of));
+        }
         if (options.json.empty()) return;
         json_.open(options.json);
         if (!json_) throw Error("cannot write " + options.json);
     }
 
     void run() {
-        std::printf("%-16s %-22s %-10s %9s %8s %8s %6s %9s\n", "shape", "what", "kernel", "ms",
+        std::printf("%-16s %-22s %-12s %9s %8s %8s %6s %9s\n", "shape", "what", "kernel", "ms",
                     "TFLOP/s", "done", "ratio", "error");
         for (const MatrixBatch& batch : parse_shapes(options_.shapes)) {
             for (const bool by_square : {false, true}) products(batch, by_square);
@@ -155,20 +135,80 @@ class NewtonSchulzBench {
         std::vector<Candidate> candidates;
         candidates.push_back({"cublasLt", [&] { library(op, workspace.data); },
                               executed_flops(SymmetricKernel::blas, n, k, count)});
-        for (const auto& [name, kernel] : {std::pair{"mma", SymmetricKernel::mma},
-                                           {"narrow", SymmetricKernel::narrow},
-                                           {"wide", SymmetricKernel::wide}}) {
-            if (kernel != SymmetricKernel::mma && backend_.capability() != 90) continue;
+        for (const SymmetricStages& of : kernels_) {
+            if (of.tile != symmetric_tile(of.kernel, n)) continue;
+            const std::string name = name_of(of.kernel);
             candidates.push_back(
-                {name, [&, kernel = kernel] { symmetric_gemm(kernel, op, backend_.stream()); },
-                 executed_flops(kernel, n, k, count)});
+                {name, [&, kernel = of.kernel] { symmetric_gemm(kernel, op, backend_.stream()); },
+                 executed_flops(of.kernel, n, k, count), name, of.tile, of.usual});
         }
+        const std::string what = by_square ? "c r r + b r + a I" : "x x^T";
+        add_stages(candidates, op, d, batch, what);
         measure(backend_, candidates, options_.windows);
         const double dense = 2.0 * static_cast<double>(n * n * k * count);
         for (const Candidate& candidate : candidates) {
-            report(batch, by_square ? "c r r + b r + a I" : "x x^T", candidate, candidates[0],
-                   dense, -1);
+            report(batch, what, candidate, candidates[0], dense, -1);
         }
+    }
+
+    // The kernels of --stages; what cannot be is a row that says why.
+    void add_stages(std::vector<Candidate>& candidates, const SymmetricGemm& op, const Tensor& d,
+                    const MatrixBatch& batch, const std::string& what) {
+        if (options_.stages.empty()) return;
+        for (const SymmetricStages& of : kernels_) {
+            std::vector<uint16_t> usual;  // result
+            for (const auto& [count, run] : of.compiled) {
+                if (count == of.usual) usual = result_of(run, op, d);
+            }
+            for (const int stages : options_.stages) {
+                // The trainer's own has a row already.
+                if (stages == of.usual && of.tile == symmetric_tile(of.kernel, op.n)) continue;
+                const std::string name = std::string(name_of(of.kernel)) + " " +
+                                         std::to_string(of.tile) + "/" + std::to_string(stages);
+                const std::string why = missing(of, stages);
+                if (!why.empty()) {
+                    leave_out(batch, what, name, of, stages, why);
+                    continue;
+                }
+                for (const auto& [count, run] : of.compiled) {
+                    if (count != stages) continue;
+                    if (result_of(run, op, d) != usual) {
+                        throw Error(name + ": another result than with " +
+                                    std::to_string(of.usual) + " stages");
+                    }
+                    candidates.push_back(
+                        {name, [this, run = run, &op] { run(op, backend_.stream()); },
+                         flops_of(of, op.n, op.k, op.batch), name_of(of.kernel), of.tile, stages});
+                }
+            }
+        }
+    }
+
+    // Of the first matrix; NaN before.
+    std::vector<uint16_t> result_of(void (*run)(const SymmetricGemm&, Stream),
+                                    const SymmetricGemm& op, const Tensor& d) {
+        const Tensor first = d.slice(0, {op.n, op.n});
+        std::vector<uint16_t> bits(static_cast<size_t>(first.count()), 0xffff);
+        backend_.copy_in(first, bits.data());
+        run(op, backend_.stream());
+        backend_.copy_out(bits.data(), first);
+        return bits;
+    }
+
+    void leave_out(const MatrixBatch& batch, const std::string& what, const std::string& name,
+                   const SymmetricStages& of, int stages, const std::string& why) {
+        const std::string shape = joined(batch.count, batch.shape[0], batch.shape[1]);
+        std::printf("%-16s %-22s %-12s left out: %s\n", shape.c_str(), what.c_str(), name.c_str(),
+                    why.c_str());
+        if (!json_.is_open()) return;
+        json_ << nlohmann::ordered_json{{"what", what},
+                                        {"shape", shape},
+                                        {"kernel", name_of(of.kernel)},
+                                        {"tile", of.tile},
+                                        {"stages", stages},
+                                        {"left_out", why}}
+                     .dump()
+              << std::endl;
     }
 
     // The plain product, without a diagonal.
@@ -303,22 +343,25 @@ class NewtonSchulzBench {
         const std::string shape = joined(batch.count, batch.shape[0], batch.shape[1]);
         const Timing timing = timing_of(candidate.seconds);
         const double ratio = first.median() / timing.seconds;
-        std::printf("%-16s %-22s %-10s %9.4f %8.1f %8.1f %6.2f", shape.c_str(), what.c_str(),
+        std::printf("%-16s %-22s %-12s %9.4f %8.1f %8.1f %6.2f", shape.c_str(), what.c_str(),
                     candidate.name.c_str(), timing.seconds * 1e3, dense / timing.seconds * 1e-12,
                     candidate.executed / timing.seconds * 1e-12, ratio);
         error < 0 ? std::printf("\n") : std::printf(" %9.1e\n", error);
         std::fflush(stdout);
         if (!json_.is_open()) return;
-        nlohmann::ordered_json line{{"what", what},
-                                    {"shape", shape},
-                                    {"kernel", candidate.name},
-                                    {"ms", timing.seconds * 1e3},
-                                    {"ms_min", timing.fastest * 1e3},
-                                    {"ms_max", timing.slowest * 1e3},
-                                    {"flops", dense},
-                                    {"flops_executed", candidate.executed},
-                                    {"ratio", ratio},
-                                    {"device", backend_.describe()}};
+        nlohmann::ordered_json line{
+            {"what", what},
+            {"shape", shape},
+            {"kernel", candidate.kernel.empty() ? candidate.name : candidate.kernel},
+            {"tile", candidate.tile ? nlohmann::ordered_json(candidate.tile) : nullptr},
+            {"stages", candidate.stages ? nlohmann::ordered_json(candidate.stages) : nullptr},
+            {"ms", timing.seconds * 1e3},
+            {"ms_min", timing.fastest * 1e3},
+            {"ms_max", timing.slowest * 1e3},
+            {"flops", dense},
+            {"flops_executed", candidate.executed},
+            {"ratio", ratio},
+            {"device", backend_.describe()}};
         if (error >= 0) line["error"] = error;
         json_ << line.dump() << std::endl;
     }
@@ -328,6 +371,7 @@ class NewtonSchulzBench {
     Blas blas_;
     Noise noise_;
     std::unique_ptr<Backend> host_;
+    std::vector<SymmetricStages> kernels_ = mma_stages();  // that this device has
     std::ofstream json_;
 };
 
@@ -340,6 +384,10 @@ int main(int argc, char** argv) {
     app.add_option("--windows", options.windows, "of each candidate")->check(CLI::Range(1, 1000));
     app.add_flag("--errors", options.errors,
                  "the distance from the polynomial, too, for sides up to 1024");
+    app.add_option("--stages", options.stages,
+                   "numbers of stages, by commas: sweep kernels and tiles")
+        ->delimiter(',')
+        ->check(CLI::Range(2, 8));
     app.add_option("--json", options.json, "a line for each row");
     CLI11_PARSE(app, argc, argv);
     try {

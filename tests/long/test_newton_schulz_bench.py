@@ -42,10 +42,38 @@ class NewtonSchulzBenchTest(unittest.TestCase):
         self.assertEqual(large['cublasLt'], 2 * 264 * 264 * 400)
         self.assertEqual(large['mma'], 2 * 6 * 128 * 128 * 400)  # of 9 tiles of 128
 
+    def test_sweep_of_stages_and_tiles(self):
+        folder = pathlib.Path(tempfile.mkdtemp(prefix='lmo-test-'))
+        self.addCleanup(shutil.rmtree, folder, ignore_errors=True)
+        result = self.run_bench('--shapes', '64x136,264x272', '--windows', '1', '--stages', '2,3,5,6,7', '--json',
+                                str(folder / 'rows.json'))
+        self.assertEqual(result.returncode, 0, result.stderr)  # other stages give the same bits
+        rows = [json.loads(line) for line in (folder / 'rows.json').read_text().splitlines()]
+        self.assertEqual(len(result.stdout.splitlines()), 1 + len(rows))
+        for shape, usual_tile in (('1x64x136', 64), ('1x264x272', 128)):
+            mine = [row for row in rows if row['shape'] == shape and row['what'] == 'x x^T']
+            usual = [(row['kernel'], row['tile'], row['stages']) for row in mine if 'ms' in row][:4]
+            self.assertEqual(usual, [('cublasLt', None, None), ('mma', usual_tile, 4), ('narrow', 128, 5), ('wide', 128, 3)])
+            swept = {(row['kernel'], row['tile'], row['stages']) for row in mine if 'ms' in row} - set(usual)
+            self.assertEqual(swept, {('mma', 64, 3), ('mma', 64, 6), ('mma', 128, 5), ('mma', 128, 6), ('narrow', 128, 3),
+                                     ('wide', 128, 2)})
+            left_out = {(row['kernel'], row['tile'], row['stages']): row['left_out'] for row in mine if 'left_out' in row}
+            self.assertEqual(left_out[('mma', 128, 3)], 'needs at least 4 stages')
+            self.assertRegex(left_out[('narrow', 128, 6)], r'^262\d\d\d bytes of shared memory, a block may have 232448$')
+            self.assertRegex(left_out[('wide', 128, 5)], r'^311\d\d\d bytes of shared memory, a block may have 232448$')
+            self.assertIn('not compiled', left_out[('mma', 64, 5)])
+            self.assertIn(f'narrow 128/6 left out: {left_out[("narrow", 128, 6)]}', result.stdout)
+            # Tiles of 64 compute less that nobody asked for.
+            executed = {(row['tile'], row['stages']): row['flops_executed'] for row in mine if row['kernel'] == 'mma' and 'ms' in row}
+            columns = int(shape.split('x')[2])
+            small, large = (1, 1) if shape == '1x64x136' else (15, 6)
+            self.assertEqual(executed[(64, 6)], small * 2 * 64 * 64 * columns)
+            self.assertEqual(executed[(128, 6)], large * 2 * 128 * 128 * columns)
+
     def test_wrong_use(self):
-        for arguments in (['--shapes', '12'], ['--json', '/no/such/folder/file']):
+        for arguments in (['--shapes', '12'], ['--json', '/no/such/folder/file'], ['--stages', '1'], ['--stages', 'many']):
             result = self.run_bench(*arguments)
-            self.assertEqual(result.returncode, 1)
+            self.assertNotEqual(result.returncode, 0)
             self.assertIn(arguments[1], result.stderr)
 
 
