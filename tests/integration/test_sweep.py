@@ -26,7 +26,7 @@ class SweepTest(CliTest):
     def sweep(self, *arguments, status=0, tools=None):
         environment = {**os.environ, 'TRAIN_GPT': TRAIN_GPT}
         if tools is not None:
-            environment['PATH'] = f'{tools}{os.pathsep}{environment["PATH"]}'
+            environment['PATH'] = f'{tools}{os.pathsep}{environment["PATH"]}' if pathlib.Path(tools).exists() else tools
         result = subprocess.run([sys.executable, SWEEP, *map(str, arguments)], cwd=self.folder, capture_output=True,
                                 text=True, timeout=300, env=environment)
         self.assertEqual(result.returncode, status, result.stdout + result.stderr)
