@@ -10,6 +10,10 @@ namespace {
 
 constexpr int64_t kJoinedPiece = 1 << 20;  // elements
 
+int64_t pieces_of(const Parameter& parameter) {
+    return (parameter.shape.count() + kJoinedPiece - 1) / kJoinedPiece;
+}
+
 }  // namespace
 
 Weights::Weights(Backend& backend, Arena& arena, const ParameterList& parameters,
@@ -30,7 +34,11 @@ Weights::Weights(Backend& backend, Arena& arena, const ParameterList& parameters
         joined_ = arena.take("weights (remainders)", DType::f32,
                              {std::min(kJoinedPiece, parameters_.buffer_length())});
     }
-    if (trainable) squares_ = arena.take("weights", DType::f64, {parameters_.size()});
+    int64_t sums = split ? 0 : parameters_.size();
+    if (split) {
+        for (const Parameter& parameter : parameters_) sums += pieces_of(parameter);
+    }
+    if (trainable) squares_ = arena.take("weights", DType::f64, {sums});
     if (master_.flat.empty()) return;
     for (int i = 0; i < parameters_.size(); ++i) views_.push_back(master_[i]);
     // The gaps between blocks are never used, but buffer-wide copies read them.
@@ -86,21 +94,24 @@ std::vector<double> Weights::squares(const Tensor& workspace) {
 
 // Piece by piece, so that the weights are never there a second time.
 std::vector<double> Weights::split_squares(const Tensor& workspace) const {
-    std::vector<double> result;
+    int64_t slot = 0;
     for (int i = 0; i < parameters_.size(); ++i) {
         const int64_t begin = parameters_.offset(i), end = begin + parameters_[i].shape.count();
-        result.push_back(0.0);
         for (int64_t at = begin; at < end; at += kJoinedPiece) {
             const Shape shape = {std::min(kJoinedPiece, end - at)};
             const Tensor high = master_.flat.slice(at, shape);
             const Tensor low = remainders_.flat.slice(at, shape), piece = joined_.slice(0, shape);
-            const Tensor sum = squares_.slice(0, {1});
             backend_.join_weights({{&high, 1}, {&low, 1}, {&piece, 1}});
-            backend_.sum_of_squares({{&piece, 1}, sum, workspace});
-            double square = 0.0;
-            backend_.copy_out(&square, sum);
-            result.back() += square;
+            backend_.sum_of_squares({{&piece, 1}, squares_.slice(slot++, {1}), workspace});
         }
+    }
+    std::vector<double> parts(static_cast<size_t>(slot));
+    backend_.copy_out(parts.data(), squares_);
+    std::vector<double> result;
+    auto part = parts.begin();
+    for (const Parameter& parameter : parameters_) {
+        result.push_back(0.0);
+        for (int64_t n = pieces_of(parameter); n > 0; --n) result.back() += *part++;
     }
     return result;
 }

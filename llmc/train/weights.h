@@ -75,7 +75,7 @@ class Weights {
     const ParameterList& parameters_;
     ParameterBuffer master_, copies_, remainders_;
     std::vector<Tensor> views_;  // of master_
-    Tensor squares_;             // fp64, one each
+    Tensor squares_;             // fp64, one each; of split weights one a piece
     Tensor joined_;              // fp32, of a piece of split weights
     std::function<void()> finish_;
 };

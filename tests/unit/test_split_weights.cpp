@@ -93,22 +93,22 @@ TEST(SplitWeights, MomentumThatStartsFromThem) {
 
 // ---- Weights ------------------------------------------------------------------------------------
 
-LlamaConfig small_llama() {
+LlamaConfig small_llama(int64_t vocabulary = 40) {
     LlamaConfig config;
     config.n_layer = 2;
     config.n_head = config.n_kv_head = 2;
     config.d_model = 20;
     config.d_ff = 36;
-    config.vocab_size = 40;
+    config.vocab_size = vocabulary;
     config.seq_len = 8;
     return config;
 }
 
 struct Kept {
-    explicit Kept(bool split)
+    explicit Kept(bool split, int64_t vocabulary = 40)
         : backend(make_cpu_backend(1)),
           arena(*backend),
-          list(llama_parameters(small_llama())),
+          list(llama_parameters(small_llama(vocabulary))),
           weights(*backend, arena, list, {DType::bf16, DType::f32, DType::f32, split}, true) {
         std::vector<Tensor> all;
         for (int i = 0; i < list.size(); ++i) all.push_back({nullptr, DType::f32, list[i].shape});
@@ -160,6 +160,27 @@ TEST(SplitWeights, TakeFourBytes) {
     const auto length = static_cast<size_t>(plain.list.buffer_length());
     const size_t joined = 4 * length;  // of small models all of it
     EXPECT_EQ(bytes(plain) - bytes(split) + joined, 2 * length);
+}
+
+// The embedding is three pieces.
+TEST(SplitWeights, SquaresOfLongTensors) {
+    constexpr int64_t vocabulary = 120000;
+    Kept split(true, vocabulary), plain(false, vocabulary);
+    for (Kept* kept : {&split, &plain}) {
+        kept->weights.set([](const Parameter& p) {
+            std::vector<double> values(static_cast<size_t>(p.shape.count()));
+            for (size_t i = 0; i < values.size(); ++i) {
+                values[i] = 1.0 + 0x1p-20 * static_cast<double>(i % 1000);
+            }
+            return values;
+        });
+    }
+    const std::vector<double> expected = plain.weights.squares(plain.arena.workspace());
+    const std::vector<double> actual = split.weights.squares(split.arena.workspace());
+    ASSERT_EQ(actual.size(), expected.size());
+    for (size_t i = 0; i < actual.size(); ++i) {
+        EXPECT_NEAR(actual[i] / expected[i], 1.0, 1e-13);
+    }
 }
 
 TEST(SplitWeights, SquaresAreOfTheWholeWeights) {
