@@ -221,21 +221,6 @@ TEST_P(NewtonSchulzTest, LargeMatrices) {
     check(inner, 400, 260, {steps, 1.01, 1e-7, NewtonSchulzForm::automatic, {1}}, 1, 1);
 }
 
-// More rows, columns and depth than are worked on at once, and rests of them.
-TEST_P(NewtonSchulzTest, SidesThatNothingDivides) {
-    if (!backend_->has_newton_schulz(DType::bf16)) GTEST_SKIP() << "no bf16 here";
-    const Steps steps(2, jordan[0]);
-    for (const auto& [m, n] : {std::pair{61, 803}, std::pair{803, 61}, std::pair{113, 119}}) {
-        check(DType::bf16, m, n, {steps}, 1, 1);
-    }
-}
-
-// Rows 4 KiB apart have strides of their own; as do those of a square that large, not tried here.
-TEST_P(NewtonSchulzTest, RowsAsLongAsPages) {
-    if (!backend_->has_newton_schulz(DType::bf16)) GTEST_SKIP() << "no bf16 here";
-    check(DType::bf16, 35, 2048, {{jordan[0]}}, 1, 1);
-}
-
 // What it says it does, in operations.
 TEST_P(NewtonSchulzTest, TheGramFormTakesFewerOperations) {
     const DType inner = backend_->preferred_newton_schulz();
@@ -348,9 +333,25 @@ TEST_P(NewtonSchulzTest, EqualBitsEachTime) {
     EXPECT_LE(largest_difference(first, single()), 1e-4 * largest(first));
 }
 
+// Tiles of a CPU in bf16.
+class NewtonSchulzCpuTest : public NewtonSchulzTest {};
+// More rows, columns and depth than are worked on at once, and rests of them.
+TEST_P(NewtonSchulzCpuTest, Bf16SidesThatNothingDivides) {
+    if (!backend_->has_newton_schulz(DType::bf16)) GTEST_SKIP() << "no bf16 here";
+    const Steps steps(2, jordan[0]);
+    for (const auto& [m, n] : {std::pair{61, 803}, std::pair{803, 61}, std::pair{113, 119}}) {
+        check(DType::bf16, m, n, {steps}, 1, 1);
+    }
+}
+
+// Rows of 4 KiB have a stride of their own.
+TEST_P(NewtonSchulzCpuTest, Bf16RowsAsLongAsPages) {
+    if (!backend_->has_newton_schulz(DType::bf16)) GTEST_SKIP() << "no bf16 here";
+    check(DType::bf16, 35, 2048, {{jordan[0]}}, 1, 1);
+}
+
 // On a CPU in bf16 each element is summed in one order, whoever does it, in a list or alone; but
 // not by a library.
-class NewtonSchulzCpuTest : public NewtonSchulzTest {};
 TEST_P(NewtonSchulzCpuTest, Bf16HasTheBitsOfAnyThreads) {
     if (!backend_->has_newton_schulz(DType::bf16)) GTEST_SKIP() << "no bf16 here";
     if (backend_->describe().find("AMX") != std::string::npos) GTEST_SKIP() << "AMX by oneDNN";
