@@ -13,6 +13,7 @@
 #include <cstdlib>
 #include <exception>
 #include <memory>
+#include <optional>
 #include <string>
 
 // defines: CLI::App
@@ -86,18 +87,25 @@ CLI::App* add_train(CLI::App& app, TrainOptions& options) {
 
 // This process as the rank that its launcher made it. Of several ranks one shows an error.
 ExitStatus run_rank(const TrainOptions& options) {
-    Ranks ranks(find_place());
+    const Place place = find_place();
+    std::optional<Ranks> ranks;
+    try {
+        ranks.emplace(place);
+    } catch (const RanksFailed& failed) {
+        if (failed.printer == place.rank) std::fprintf(stderr, "train_gpt: %s\n", failed.what());
+        return failed.status();
+    }
     try {
         try {
             return train(
                 load_config(options.config.file, options.config.overrides, ConfigUse::train),
-                options.resume, ranks);
+                options.resume, *ranks);
         } catch (const std::bad_alloc&) {
             throw Error("out of host memory; use a smaller model or batch");
         }
     } catch (const Error& error) {
         std::string text;
-        if (ranks.fails(error, text)) std::fprintf(stderr, "train_gpt: %s\n", text.c_str());
+        if (ranks->fails(error, text)) std::fprintf(stderr, "train_gpt: %s\n", text.c_str());
         return error.status();
     }
 }

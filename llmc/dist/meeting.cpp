@@ -11,21 +11,34 @@ namespace lmo {
 
 namespace {
 
-constexpr char kMagic[8] = {'l', 'm', 'o', '.', 'c', 'u', '0', '1'};
+constexpr char kMagic[8] = {'l', 'm', 'o', '.', 'c', 'u', '0', '2'};
 
 struct Hello {
     char magic[8];
     int32_t rank, size, port;
+    char run[64];
 };
+// host: how others reach it; empty: it is on rank 0's machine, which all have reached.
 struct TableEntry {
     char host[64];
     int32_t port;
 };
 
-Hello hello_of(int rank, int size, int port) {
-    Hello hello{{}, rank, size, port};
+Hello hello_of(int rank, int size, int port, const std::string& run) {
+    Hello hello{{}, rank, size, port, {}};
     std::memcpy(hello.magic, kMagic, sizeof kMagic);
+    std::strncpy(hello.run, run.c_str(), sizeof hello.run - 1);
     return hello;
+}
+
+std::string run_of(const Hello& hello) {
+    return std::string(hello.run, strnlen(hello.run, sizeof hello.run));
+}
+
+// A name of rank 0's machine may be its loopback there, and somebody else's elsewhere.
+std::string host_for_others(const Socket& socket) {
+    const std::string host = peer_host(socket);
+    return host.starts_with("127.") ? "" : host;
 }
 
 bool receive_hello(const Socket& socket, Hello* hello) {
@@ -54,6 +67,13 @@ void Mesh::meet_as_first(const Meeting& meeting, double seconds) {
         Hello hello;
         // Whatever else may knock at a port is not ours.
         if (!socket.open() || !receive_hello(socket, &hello)) continue;
+        if (run_of(hello) != run_of(hello_of(0, size(), 0, meeting.run))) {
+            turn_away(socket, hello.rank,
+                      "another run meets at " + to_string(meeting) +
+                          "; set MASTER_ADDR, and MASTER_PORT to a free port, for all ranks of "
+                          "this one");
+            continue;
+        }
         const bool fits = hello.size == size() && hello.rank > 0 && hello.rank < size();
         if (!fits || peers_[static_cast<size_t>(hello.rank)].socket.open()) {
             throw Error("at " + to_string(meeting) + " came rank " + std::to_string(hello.rank) +
@@ -62,7 +82,7 @@ void Mesh::meet_as_first(const Meeting& meeting, double seconds) {
                         "; do two runs use the same MASTER_PORT?");
         }
         TableEntry& entry = table[static_cast<size_t>(hello.rank)];
-        std::strncpy(entry.host, peer_host(socket).c_str(), sizeof entry.host - 1);
+        std::strncpy(entry.host, host_for_others(socket).c_str(), sizeof entry.host - 1);
         entry.port = hello.port;
         peers_[static_cast<size_t>(hello.rank)].socket = std::move(socket);
         --missing;
@@ -83,17 +103,30 @@ void Mesh::meet_as_first(const Meeting& meeting, double seconds) {
     exchange("meeting", out, {});
 }
 
+// A rank of another run has come: it is told, and this run waits for its own.
+void Mesh::turn_away(const Socket& stranger, int rank, const std::string& text) {
+    Header header;
+    header.kind = Kind::failure;
+    header.status = static_cast<int32_t>(ExitStatus::runtime_error);
+    header.printer = rank;
+    header.bytes = text.size();
+    if (send_all(stranger, &header, sizeof header, 1.0)) {
+        send_all(stranger, text.data(), text.size(), 1.0);
+    }
+}
+
 // Rank 0 may start later than this one.
-Socket Mesh::reach(const Meeting& meeting, const std::string& whom, double seconds) {
+Socket Mesh::reach(const Meeting& meeting, const std::string& whom, const std::string& remedy,
+                   double seconds) {
     const Timer timer;
     std::string reason;
     for (;;) {
-        Socket socket = try_connect(meeting, &reason);
+        Socket socket = try_connect(meeting, seconds - timer.seconds(), &reason);
         if (socket.open()) return socket;
         if (timer.seconds() > seconds) {
             throw Error("rank " + std::to_string(rank_) + ": cannot reach " + whom + " at " +
                         to_string(meeting) + " within " +
-                        std::to_string(static_cast<int>(seconds)) + " s: " + reason);
+                        std::to_string(static_cast<int>(seconds)) + " s: " + reason + remedy);
         }
         std::this_thread::sleep_for(std::chrono::milliseconds(20));
     }
@@ -101,8 +134,12 @@ Socket Mesh::reach(const Meeting& meeting, const std::string& whom, double secon
 
 void Mesh::meet_as_other(const Meeting& meeting, double seconds) {
     const Socket listener = listen_at({"", "", 0}, !meeting.local.empty());
-    peers_[0].socket = reach(meeting, "rank 0", seconds);
-    const Hello hello = hello_of(rank_, size(), port_of(listener));
+    const char* const remedy = meeting.local.empty()
+                                   ? "; set MASTER_ADDR to an address of rank 0's machine that all "
+                                     "machines reach, and MASTER_PORT to a port that is free there"
+                                   : "";
+    peers_[0].socket = reach(meeting, "rank 0", remedy, seconds);
+    const Hello hello = hello_of(rank_, size(), port_of(listener), meeting.run);
     std::vector<TableEntry> table(peers_.size());
     const Incoming in{0, table.data(), table.size() * sizeof(TableEntry)};
     // Rank 0 answers when the last one has come.
@@ -115,7 +152,11 @@ void Mesh::meet_as_other(const Meeting& meeting, double seconds) {
     std::vector<Meeting> others(table.size());
     for (size_t r = 1; r < table.size(); ++r) {
         table[r].host[sizeof table[r].host - 1] = '\0';
-        others[r] = {"", table[r].host, table[r].port};
+        const bool with_first = table[r].host[0] == '\0';
+        const std::string host = !with_first             ? table[r].host
+                                 : meeting.local.empty() ? meeting.host
+                                                         : "127.0.0.1";
+        others[r] = {"", host, table[r].port, meeting.run};
     }
     connect_others(others, listener, seconds);
     timeout_ = seconds;
@@ -126,8 +167,10 @@ void Mesh::connect_others(const std::vector<Meeting>& table, const Socket& liste
                           double seconds) {
     for (int r = 1; r < rank_; ++r) {
         Peer& peer = peers_[static_cast<size_t>(r)];
-        peer.socket = reach(table[static_cast<size_t>(r)], "rank " + std::to_string(r), seconds);
-        const Hello hello = hello_of(rank_, size(), 0);
+        const Meeting& there = table[static_cast<size_t>(r)];
+        peer.socket = reach(there, "rank " + std::to_string(r),
+                            "; may the machines reach each other's ports?", seconds);
+        const Hello hello = hello_of(rank_, size(), 0, there.run);
         send_all(peer.socket, &hello, sizeof hello, seconds);
     }
     const Timer timer;

@@ -155,7 +155,7 @@ void Mesh::require_expected(const Peer& peer) {
              place(other, peer.in.serial, peer.in.bytes) + ", rank " + std::to_string(rank_) +
              " at " + place(what_, serial_, peer.in_bytes) +
              "; do all ranks run the same program with the same configuration?",
-         index(peer));
+         {index(peer)});
 }
 
 void Mesh::require_in_time() {
@@ -169,8 +169,9 @@ void Mesh::require_in_time() {
     }
     if (late.empty()) return;
     fail(ranks_text(late) + " did not come to '" + what_ + "' within " + seconds_text(timeout_) +
-             " (run.rank_timeout), so all ranks stop; a stopped or overloaded machine?",
-         late.front());
+             " (run.rank_timeout), so all ranks stop; a stopped or overloaded machine, or a lost "
+             "connection?",
+         late);
 }
 
 void Mesh::send_alive() {
@@ -204,8 +205,10 @@ void Mesh::tell_failure(const std::string& text, ExitStatus status, int printer)
     }
 }
 
-void Mesh::fail(const std::string& text, int culprit) {
-    const int printer = culprit == 0 ? 1 : 0;
+// The lowest rank that is not to blame speaks.
+void Mesh::fail(const std::string& text, const std::vector<int>& culprits) {
+    int printer = 0;
+    while (std::find(culprits.begin(), culprits.end(), printer) != culprits.end()) ++printer;
     tell_failure(text, ExitStatus::runtime_error, printer);
     throw RanksFailed(text, ExitStatus::runtime_error, printer);
 }
@@ -226,7 +229,7 @@ void Mesh::lost(const Peer& peer) {
     } while (timer.seconds() < 0.3);
     fail("rank " + std::to_string(index(peer)) + " ended without a word at '" + what_ +
              "', so all ranks stop; was it killed, for lack of memory perhaps?",
-         index(peer));
+         {index(peer)});
 }
 
 void Mesh::begin_watch(const char* what) {
@@ -251,8 +254,9 @@ void Mesh::watch(double patience) {
     }
     if (silent.empty()) return;
     fail(ranks_text(silent) + " gave no sign of life in '" + what_ + "' for " +
-             seconds_text(patience) + ", so all ranks stop; a stopped or overloaded machine?",
-         silent.front());
+             seconds_text(patience) +
+             ", so all ranks stop; a stopped or overloaded machine, or a lost connection?",
+         silent);
 }
 
 // Data belongs to the next exchange and stays where it is; who has sent it waits there.

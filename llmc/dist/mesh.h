@@ -94,9 +94,11 @@ class Mesh {
     enum class Read { nothing, frame, failure, closed };
 
     void meet_as_first(const Meeting& meeting, double seconds);
+    void turn_away(const Socket& stranger, int rank, const std::string& text);
     void meet_as_other(const Meeting& meeting, double seconds);
     void connect_others(const std::vector<Meeting>& table, const Socket& listener, double seconds);
-    Socket reach(const Meeting& meeting, const std::string& whom, double seconds);
+    Socket reach(const Meeting& meeting, const std::string& whom, const std::string& remedy,
+                 double seconds);
     void start(const char* what, std::span<const Outgoing> out, std::span<const Incoming> in);
     bool wait();
     bool send_some(Peer& peer);
@@ -105,7 +107,7 @@ class Mesh {
     void require_in_time();
     void look_at(Peer& peer);
     double alive_interval() const { return timeout_ < 4.0 ? timeout_ / 4.0 : 1.0; }
-    [[noreturn]] void fail(const std::string& text, int culprit);
+    [[noreturn]] void fail(const std::string& text, const std::vector<int>& culprits);
     [[noreturn]] void adopt(const Peer& peer);
     [[noreturn]] void lost(const Peer& peer);
     int index(const Peer& peer) const { return static_cast<int>(&peer - peers_.data()); }

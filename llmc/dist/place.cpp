@@ -44,6 +44,7 @@ struct Launcher {
     const char *name, *rank, *size;
     bool one_machine;
     std::string job;  // tells runs on one machine apart
+    std::string run;  // the same, alike on all machines
 };
 
 constexpr int kMostRanks = 1024;
@@ -56,12 +57,17 @@ Meeting meeting_of(const Variables& variables, const Launcher& launcher) {
             variables.has("MASTER_PORT") ? variables.number("MASTER_PORT", 1, 65534) : kDefaultPort;
         // There the port is torchrun's own: its store listens on it as long as the run lives.
         if (variables.text("TORCHELASTIC_USE_AGENT_STORE") == "True") ++port;
-        return {"", variables.text("MASTER_ADDR"), port};
+        return {"", variables.text("MASTER_ADDR"), port, launcher.run};
     }
-    if (launcher.one_machine) return {"lmo.cu-" + user + "-" + launcher.job, "", 0};
+    if (launcher.one_machine) {
+        return {"lmo.cu-" + user + "-" + launcher.job, "", 0, launcher.run};
+    }
     if (variables.has("SLURM_STEP_NODELIST")) {
-        const int job = variables.number("SLURM_JOB_ID", 0, 2147483647);
-        return {"", first_host(variables.text("SLURM_STEP_NODELIST")), 20000 + job % 12000};
+        // Steps of a job may run at once, and jobs of following numbers.
+        const int64_t job = variables.number("SLURM_JOB_ID", 0, 2147483647);
+        const int64_t step = variables.number("SLURM_STEP_ID", 0, 2147483647);
+        return {"", first_host(variables.text("SLURM_STEP_NODELIST")),
+                static_cast<int>(20000 + (job + 1009 * step) % 12000), launcher.run};
     }
     throw UsageError(std::string(launcher.name) + " started " + variables.text(launcher.size) +
                      " ranks on several machines; set MASTER_ADDR to the address of rank 0's "
@@ -72,35 +78,41 @@ Meeting meeting_of(const Variables& variables, const Launcher& launcher) {
 // The launcher that started this process; size == nullptr: none.
 Launcher find_launcher(const Variables& variables) {
     if (variables.has("LMO_RANKS")) {
-        return {"train_gpt", "LMO_RANK", "LMO_RANKS", true, variables.text("LMO_JOB")};
+        return {"train_gpt", "LMO_RANK", "LMO_RANKS", true, variables.text("LMO_JOB"), ""};
     }
     if (variables.has("RANK") && variables.has("WORLD_SIZE")) {
-        return {"torchrun", "RANK", "WORLD_SIZE", false, ""};
+        const std::string run = variables.text("TORCHELASTIC_RUN_ID");
+        return {"torchrun", "RANK", "WORLD_SIZE", false, "", run};
     }
     if (variables.has("OMPI_COMM_WORLD_SIZE")) {
         const bool one_machine =
             variables.text("OMPI_COMM_WORLD_LOCAL_SIZE") == variables.text("OMPI_COMM_WORLD_SIZE");
-        return {"mpirun", "OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", one_machine,
-                "ompi-" + variables.text("PMIX_NAMESPACE")};
+        const std::string job = "ompi-" + variables.text("PMIX_NAMESPACE");
+        return {"mpirun", "OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", one_machine, job, job};
     }
     if (variables.has("PMI_SIZE") && variables.has("PMI_RANK") && !variables.has("SLURM_STEP_ID")) {
         // One process starts all ranks of a machine.
         const bool one_machine = variables.text("MPI_LOCALNRANKS") == variables.text("PMI_SIZE");
-        return {"mpirun", "PMI_RANK", "PMI_SIZE", one_machine,
-                "pmi-" + std::to_string(::getppid())};
+        return {"mpirun", "PMI_RANK", "PMI_SIZE", one_machine, "pmi-" + std::to_string(::getppid()),
+                ""};
     }
     // Only srun sets the variables of a step: in a batch script's own shell there is one process.
     if (variables.has("SLURM_STEP_NUM_TASKS") && variables.has("SLURM_PROCID")) {
-        return {"srun", "SLURM_PROCID", "SLURM_STEP_NUM_TASKS",
+        const std::string job =
+            "slurm-" + variables.text("SLURM_JOB_ID") + "." + variables.text("SLURM_STEP_ID");
+        return {"srun",
+                "SLURM_PROCID",
+                "SLURM_STEP_NUM_TASKS",
                 variables.text("SLURM_STEP_NUM_NODES") == "1",
-                "slurm-" + variables.text("SLURM_JOB_ID") + "." + variables.text("SLURM_STEP_ID")};
+                job,
+                job};
     }
     if (variables.has("WORLD_SIZE") && variables.number("WORLD_SIZE", 1, kMostRanks) > 1) {
         throw UsageError("environment variable WORLD_SIZE = " + variables.text("WORLD_SIZE") +
                          " but RANK is not set, so which rank is this? Set RANK, MASTER_ADDR and "
                          "MASTER_PORT too, or unset WORLD_SIZE to train with one rank");
     }
-    return {nullptr, nullptr, nullptr, true, ""};
+    return {nullptr, nullptr, nullptr, true, "", ""};
 }
 
 }  // namespace

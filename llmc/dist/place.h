@@ -13,6 +13,9 @@ struct Meeting {
     std::string local;  // name of a Unix socket, where all ranks are on one machine; else empty
     std::string host;
     int port = 0;
+    // What the launcher calls this run on all its machines, so that a rank of another one is told
+    // apart; empty where it does not say.
+    std::string run = {};
 };
 std::string to_string(const Meeting& meeting);
 

@@ -131,7 +131,8 @@ std::string peer_host(const Socket& socket) {
     return text;
 }
 
-Socket try_connect(const Meeting& meeting, std::string* reason) {
+// Where packets are lost on the way, the system itself would wait for minutes.
+Socket try_connect(const Meeting& meeting, double seconds, std::string* reason) {
     AnyAddress address;
     if (!meeting.local.empty()) {
         address = local_address(meeting.local);
@@ -139,10 +140,23 @@ Socket try_connect(const Meeting& meeting, std::string* reason) {
         return {};
     }
     Socket socket = new_socket(address.storage.ss_family);
+    ::fcntl(socket.file(), F_SETFL, O_NONBLOCK);
+    int error = 0;
     if (::connect(socket.file(), address.get(), address.length) != 0) {
-        *reason = std::strerror(errno);
+        error = errno;
+        if (error == EINPROGRESS) {
+            socklen_t length = sizeof error;
+            error = ETIMEDOUT;
+            if (wait_for(socket, POLLOUT, seconds)) {
+                ::getsockopt(socket.file(), SOL_SOCKET, SO_ERROR, &error, &length);
+            }
+        }
+    }
+    if (error != 0) {
+        *reason = std::strerror(error);
         return {};
     }
+    ::fcntl(socket.file(), F_SETFL, 0);
     send_at_once(socket);
     return socket;
 }

@@ -35,8 +35,8 @@ Socket listen_at(const Meeting& meeting, bool loopback = false);
 int port_of(const Socket& socket);
 std::string peer_host(const Socket& socket);  // numeric; of a Unix socket "127.0.0.1"
 
-// One attempt to connect; not open: `reason` says why not.
-Socket try_connect(const Meeting& meeting, std::string* reason);
+// One attempt to connect, of so many seconds; not open: `reason` says why not.
+Socket try_connect(const Meeting& meeting, double seconds, std::string* reason);
 // The next one who connects, of the same user where that can be told; not open: nobody until then.
 Socket accept_within(const Socket& listener, double seconds);
 

@@ -164,7 +164,7 @@ TEST(Ranks, AStalledRankIsNamed) {
     });
     const std::string text =
         "rank 2 did not come to 'loss' within 0.3 s (run.rank_timeout), so all "
-        "ranks stop; a stopped or overloaded machine?";
+        "ranks stop; a stopped or overloaded machine, or a lost connection?";
     // Rank 2 comes late and is told.
     EXPECT_EQ(errors, (std::vector<std::string>(3, text)));
 }
@@ -436,6 +436,7 @@ TEST(Place, OfEachLauncher) {
     EXPECT_EQ(place.meeting.local, "lmo.cu-" + std::to_string(::getuid()) + "-ompi-77");
     ompi["MASTER_ADDR"] = "node0";
     EXPECT_EQ(to_string(place_of(ompi).meeting), "node0:29500");
+    EXPECT_EQ(place_of(ompi).meeting.run, "ompi-77");
 
     place = place_of({{"PMI_RANK", "1"}, {"PMI_SIZE", "4"}, {"MPI_LOCALNRANKS", "4"}});
     EXPECT_EQ(place.rank, 1);
@@ -446,7 +447,11 @@ TEST(Place, OfEachLauncher) {
                        {"SLURM_JOB_ID", "123456"},    {"SLURM_STEP_NODELIST", "gpu[007-008]"}};
     place = place_of(slurm);
     EXPECT_EQ(place.rank, 5);
-    EXPECT_EQ(to_string(place.meeting), "gpu007:23456");
+    EXPECT_EQ(to_string(place.meeting), "gpu007:26483");
+    EXPECT_EQ(place.meeting.run, "slurm-123456.3");
+    slurm["SLURM_STEP_ID"] = "4";  // at the same time, on the same machines
+    EXPECT_EQ(to_string(place_of(slurm).meeting), "gpu007:27492");
+    slurm["SLURM_STEP_ID"] = "3";
     slurm["SLURM_STEP_NUM_NODES"] = "1";
     EXPECT_EQ(place_of(slurm).meeting.local,
               "lmo.cu-" + std::to_string(::getuid()) + "-slurm-123456.3");
