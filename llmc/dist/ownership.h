@@ -1,7 +1,7 @@
-// Who updates what: ZeRO-1 by blocks and slices of them. Every rank holds all weights, but gradients
-// are summed, optimizer states kept and updates computed by the owner of a block alone, which then
-// shares the new weights. Blocks whose update is elementwise are cut, so that every rank owns a
-// slice; a matrix whose norm needs all of it is not.
+// Who updates what: ZeRO-1 by blocks and slices of them. Every rank holds all weights, but
+// gradients are summed, optimizer states kept and updates computed by the owner of a block alone,
+// which then shares the new weights. Blocks whose update is elementwise are cut, so that every rank
+// owns a slice; a matrix whose norm needs all of it is not.
 #pragma once
 
 #include <cstddef>

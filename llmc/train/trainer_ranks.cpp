@@ -27,6 +27,27 @@ TensorSource source_of(const std::string& name, const Tensor& tensor,
             }};
 }
 
+// A state that is cut over ranks, put together on rank 0. `own`: what this one has, by name.
+std::shared_ptr<std::vector<std::byte>> join(Backend& backend, Ranks& ranks,
+                                             const StateTensor& state,
+                                             const std::vector<Piece>& parts,
+                                             const std::map<std::string, Tensor>& own) {
+    const size_t element = size_of(state.tensor.dtype);
+    const auto all =
+        std::make_shared<std::vector<std::byte>>(ranks.first() ? state.tensor.bytes() : 0);
+    std::vector<std::byte> slice;
+    for (const Piece& part : parts) {
+        const size_t bytes = static_cast<size_t>(part.count) * element;
+        const bool here = part.owner == ranks.rank();
+        if (!ranks.first()) slice.resize(here ? bytes : 0);
+        std::byte* const at =
+            ranks.first() ? all->data() + static_cast<size_t>(part.offset) * element : slice.data();
+        if (here) backend.copy_out(at, own.at(state.name));
+        ranks.hand_to_first(part.owner, at, bytes, "optimizer state");
+    }
+    return all;
+}
+
 // A sum over slots that only their rank fills is the collection of all.
 template <typename T>
 void share_largest(Backend& backend, const Tensor& tensor, Ranks& ranks) {
@@ -221,24 +242,6 @@ std::vector<TensorSource> Trainer::state_sources() {
         ranks_.hand_to_first(owner, host->data(), bytes, "optimizer state");
         sources.push_back(source_of(name, state.tensor, host));
     };
-    // One that is cut over ranks, put together by rank 0.
-    const auto add_joined = [&](const StateTensor& state, const std::vector<Piece>& parts) {
-        const size_t element = size_of(state.tensor.dtype);
-        const auto host =
-            std::make_shared<std::vector<std::byte>>(ranks_.first() ? state.tensor.bytes() : 0);
-        std::vector<std::byte> slice;
-        for (const Piece& part : parts) {
-            const size_t bytes = static_cast<size_t>(part.count) * element;
-            const bool here = part.owner == ranks_.rank();
-            if (!ranks_.first()) slice.resize(here ? bytes : 0);
-            std::byte* const at = ranks_.first()
-                                      ? host->data() + static_cast<size_t>(part.offset) * element
-                                      : slice.data();
-            if (here) backend_.copy_out(at, own.at(state.name));
-            ranks_.hand_to_first(part.owner, at, bytes, "optimizer state");
-        }
-        sources.push_back(source_of(state.name, state.tensor, host));
-    };
     for (const StateTensor& state : all.states()) {
         switch (state.spread) {
             case Spread::owner: {
@@ -247,7 +250,8 @@ std::vector<TensorSource> Trainer::state_sources() {
                 if (parts.size() == 1) {
                     add(state, state.name, parts[0].owner);
                 } else {
-                    add_joined(state, parts);
+                    const auto host = join(backend_, ranks_, state, parts, own);
+                    sources.push_back(source_of(state.name, state.tensor, host));
                 }
                 break;
             }
