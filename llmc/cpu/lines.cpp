@@ -139,8 +139,7 @@ void CpuBackend::qk_clip(const QkClip& op) {
     const int64_t count = size * op.q.shape[1];  // of a head
     const auto shrink_split = [&](const Tensor& high, const Tensor& low, int64_t h, double by) {
         assert(high.dtype == DType::bf16 && low.dtype == DType::i16);
-        Buffer buffer;
-        float* const joined = reinterpret_cast<float*>(buffer.memory);
+        alignas(64) float joined[kPiece];
         for_pieces(0, h * count, (h + 1) * count, [&](const Piece& piece) {
             uint16_t* const upper = high.as<uint16_t>() + piece.begin;
             int16_t* const lower = low.as<int16_t>() + piece.begin;

@@ -107,24 +107,23 @@ void CpuBackend::frobenius_normalize(const FrobeniusNormalize& op) {
 // Split weights are joined for the step of fp32 ones, so that the bits are theirs.
 void apply_piece(const Kernels& kernels, const Apply& op, ApplyRange r, const Piece& piece,
                  const void* x) {
-    Buffer joined;
+    alignas(64) float joined[kPiece];
     uint16_t* high = nullptr;
     int16_t* low = nullptr;
     r.x = x;
     r.w = at(op.weights[piece.index], piece.begin);
     r.copy = op.copies.empty() ? nullptr : at(op.copies[piece.index], piece.begin);
     r.start = op.starts.empty() ? nullptr : at(op.starts[piece.index], piece.begin);
-    float* const weights = reinterpret_cast<float*>(joined.memory);
     if (op.is_split()) {
         assert(op.weights[piece.index].dtype == DType::bf16 && op.copies.empty());
         assert(op.remainders[piece.index].dtype == DType::i16);
         high = static_cast<uint16_t*>(r.w);
         low = op.remainders[piece.index].as<int16_t>() + piece.begin;
-        kernels.join(high, low, weights, piece.count);
-        r.w = weights;
+        kernels.join(high, low, joined, piece.count);
+        r.w = joined;
     }
     kernels.apply(r, 0, piece.count);
-    if (high) kernels.split(weights, high, low, piece.count);
+    if (high) kernels.split(joined, high, low, piece.count);
 }
 
 void CpuBackend::apply(const Apply& op) {
