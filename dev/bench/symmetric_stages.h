@@ -11,7 +11,7 @@
 namespace lmo::cuda {
 
 // Most dynamic shared memory of a block on compute capability 9.0 (227 KB).
-constexpr size_t kMostShared = 227 * 1024;
+constexpr size_t kMostShared = size_t{227} * 1024;
 
 struct SymmetricStages {
     SymmetricKernel kernel;

@@ -56,10 +56,12 @@ Settings from_environment() {
             refuse("LMO_EMULATOR_STREAMS", streams, "eager, random, first, last");
     }
     if (const char* capability = getenv("LMO_EMULATOR_CAPABILITY")) {
-        s.capability = atoi(capability);
-        if (s.capability < 80 || s.capability > 90) {
+        char* end;
+        const long value = strtol(capability, &end, 10);
+        if (!*capability || *end || value < 80 || value > 90) {
             refuse("LMO_EMULATOR_CAPABILITY", capability, "80 to 90");
         }
+        s.capability = static_cast<int>(value);
     }
     const char* no_device = getenv("LMO_EMULATOR_NO_DEVICE");
     s.no_device = no_device && !strcmp(no_device, "1");
