@@ -192,24 +192,24 @@ void CudaBackend::aside(const std::function<void()>& body) {
     std::swap(stream_, second_);
 }
 
-cudaEvent_t CudaBackend::milestone(size_t number) {
-    while (milestones_.size() <= number) {
+cudaEvent_t CudaBackend::event_of(size_t milestone) {
+    while (milestones_.size() <= milestone) {
         cudaEvent_t event = nullptr;
         check(cudaEventCreateWithFlags(&event, cudaEventDisableTiming), "making an event");
         milestones_.push_back(event);
     }
-    return milestones_[number];
+    return milestones_[milestone];
 }
 
 // In a graph, events that connect it with the other stream are external: looked up at each launch.
-void CudaBackend::reach(size_t number) {
+void CudaBackend::reach(size_t milestone) {
     const unsigned flags = recording_ ? cudaEventRecordExternal : cudaEventRecordDefault;
-    check(cudaEventRecordWithFlags(milestone(number), stream_, flags), "reaching a milestone");
+    check(cudaEventRecordWithFlags(event_of(milestone), stream_, flags), "reaching a milestone");
 }
 
-void CudaBackend::await(size_t number) {
+void CudaBackend::await(size_t milestone) {
     const unsigned flags = recording_ ? cudaEventWaitExternal : cudaEventWaitDefault;
-    check(cudaStreamWaitEvent(stream_, milestone(number), flags), "awaiting a milestone");
+    check(cudaStreamWaitEvent(stream_, event_of(milestone), flags), "awaiting a milestone");
 }
 
 bool CudaBackend::set_dependent_launch(bool on) {

@@ -125,7 +125,7 @@ class CudaBackend : public Backend {
     // Converts element by element (cast.cu).
     void convert(const Tensor& to, const Tensor& from);
     CudnnAttention& cudnn() const;  // Error where there is none
-    cudaEvent_t milestone(size_t number);
+    cudaEvent_t event_of(size_t milestone);
 
     Stream stream_;           // where operations are issued now
     Stream second_;           // the other one

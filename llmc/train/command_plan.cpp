@@ -253,8 +253,8 @@ ordered_json scaling_of(const PlanOptions& options, const Config& config, const 
     cost.down = traffic.down;
     cost.busiest_up = traffic.busiest_up;
     cost.busiest_down = traffic.busiest_down;
-    cost.micro_batches = static_cast<double>(config.batch.sequences / options.ranks) /
-                         static_cast<double>(config.batch.micro_batch);
+    cost.micro_batches = static_cast<double>(config.batch.sequences) /
+                         static_cast<double>(options.ranks * config.batch.micro_batch);
     const Overlap overlap(parameters, config.model.n_layer, ownership.sharding.pieces,
                           bucket_elements(config, device.precision.master));
     const auto share_of = [&](const Bucket& bucket) {

@@ -33,7 +33,7 @@ std::shared_ptr<std::vector<std::byte>> join(Backend& backend, Ranks& ranks,
                                              const std::vector<Piece>& parts,
                                              const std::map<std::string, Tensor>& own) {
     const size_t element = size_of(state.tensor.dtype);
-    const auto all =
+    auto all =
         std::make_shared<std::vector<std::byte>>(ranks.first() ? state.tensor.bytes() : 0);
     std::vector<std::byte> slice;
     for (const Piece& part : parts) {
