@@ -34,6 +34,12 @@ def merge(base, other):
     return result
 
 
+def long(test):
+    """A test that `make check` runs in place of `make test`, which has five minutes."""
+    test.long = True
+    return test
+
+
 class Result:
     def __init__(self, process):
         self.status, self.out, self.err = process.returncode, process.stdout, process.stderr

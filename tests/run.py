@@ -7,7 +7,7 @@ Quick (default): rules for layers and kernels, the unit tests (GoogleTest), the 
 emulator, the integration tests in tests/integration. --check: the long ones: the unit tests under
 AddressSanitizer and UBSan (build/asan), the kernels under the emulator's checkers and in other thread
 orders, what nvcc made of them, clang-tidy
-and its like (tests/analysis), and tests/long.
+and its like (tests/analysis), tests/long, and what tests/integration marks as long.
 Every skipped test is named with its reason. Standard library only.
 """
 import argparse
@@ -94,7 +94,7 @@ def count_gtest(tally, program, report, status):
 
 
 def python_tests(folder):
-    """The tests of a folder by name."""
+    """The tests of a folder by name; of tests/integration, some are marked as long (tests/cli.py)."""
     sys.path.insert(0, str(ROOT / 'tests'))
     suite = unittest.defaultTestLoader.discover(str(ROOT / folder), top_level_dir=str(ROOT / folder))
 
@@ -115,9 +115,14 @@ def run_python_test(folder, name):
         time.time() - start
 
 
-def run_python(tally, folder, pattern, processes=1):
-    heading(f'{folder}')
-    names = [name for name in python_tests(folder) if pattern.lower() in name.lower()]
+def is_long(test):
+    return getattr(getattr(test, test.id().split('.')[-1], None), 'long', False)
+
+
+def run_python(tally, folder, pattern, processes=1, long=False):
+    heading(f'{folder}{", the long ones" if long else ""}')
+    names = [name for name, test in python_tests(folder).items()
+             if pattern.lower() in name.lower() and is_long(test) == long]
     with concurrent.futures.ProcessPoolExecutor(processes) as pool:
         running = [(name, pool.submit(run_python_test, folder, name)) for name in names]
         for name, test in running:
@@ -165,6 +170,7 @@ def run_long(tally, build, only):
     else:
         tally.skip('budgets of the kernels', 'no nvcc here')
     run_python(tally, 'tests/analysis', only, processes=2)
+    run_python(tally, 'tests/integration', only, processes=2, long=True)
     run_python(tally, 'tests/long', only, processes=2)
 
 

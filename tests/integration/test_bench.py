@@ -7,7 +7,7 @@ import subprocess
 import sys
 import unittest
 
-from cli import ROOT, TINY_MODEL, CliTest
+from cli import ROOT, TINY_MODEL, CliTest, long
 
 PARTS = ('gemm', 'attention', 'classifier', 'elementwise', 'optimizer', 'data', 'other')
 KEYS = {'what', 'config', 'preset', 'sequences', 'seq_len', 'dtype', 'threads', 'tokens_per_s', 'ms', 'ms_min',
@@ -175,6 +175,7 @@ class BenchKernelsTest(CliTest):
         self.assertEqual(by_name['kernel.fused_update.adamw_split']['bytes'], 28 * parameters)
         self.assertEqual(by_name['kernel.join_weights']['bytes'], 8 * parameters)
 
+    @long
     def test_table_and_choice(self):
         lines = self.lines('--only', 'rmsnorm', '--dtype', 'bf16')
         self.assertEqual([line['what'] for line in lines],
@@ -269,6 +270,7 @@ class BenchOptimizerTest(CliTest):
             self.assertAlmostEqual(line['bytes'], 12 * parameters + 2 * state, delta=1)
         self.assertIn('--master', self.bench('--master', 'bf16', status=2).err)
 
+    @long
     def test_orthogonality_and_operations(self):
         lines = self.lines('--shapes', '160x300x3,300x160', '--only', 'newton_schulz.you')[2:]
         self.assertEqual([(line['shape'], line['form']) for line in lines],  # a CPU takes two
@@ -287,6 +289,7 @@ class BenchOptimizerTest(CliTest):
         jordan = self.lines('--shapes', '160x300', '--only', 'jordan')[2]
         self.assertTrue(0.1 < jordan['orthogonality_max'] < 0.35)
 
+    @long
     def test_a_chosen_type_inside(self):
         arguments = ('--shapes', '60x200', '--only', 'newton_schulz.you', '--inner')
         lines = self.lines(*arguments, 'fp32')[2:]
@@ -319,6 +322,7 @@ class BenchOptimizerTest(CliTest):
         self.assertFalse([row for row in table if row.startswith('adamw')])
         self.assertLessEqual(max(map(len, table[3:])), 80)  # above them the device
 
+    @long
     def test_a_preset_that_does_not_suit_is_a_failed_line(self):
         group = {'match': {'name': '*.q_proj.*'}, 'norm': {'type': 'sign'}}
         rest = {'match': {'role': 'any'}, 'norm': {'type': 'sign'}}
@@ -337,6 +341,7 @@ class BenchOptimizerTest(CliTest):
         path.chmod(0o755)
         return {'environment': {**os.environ, 'PYTHON': str(path)}}
 
+    @long
     def test_compare_takes_turns_with_the_peers(self):
         options = self.peer(PEER)
         arguments = ('--shapes', '16x8x2', '--preset', 'muon', '--only', 'preset', '--compare', '--rounds', '4')

@@ -10,7 +10,7 @@ import json
 import sys
 import unittest
 
-from cli import ROOT, CliTest, merge, write_tokens
+from cli import ROOT, CliTest, long, merge, write_tokens
 
 sys.path.insert(0, str(ROOT / 'dev' / 'reference'))
 HAVE_NUMPY = importlib.util.find_spec('numpy') is not None
@@ -225,6 +225,7 @@ class EstimatorTest(CommunicationTest):
             with self.subTest(name, ranks=ranks):
                 self.check(self.CASES[name], ranks, **changes)
 
+    @long
     def test_ranks(self):
         """The numbers of a rank or several: the same reference."""
         self.check_all(['igt', 'storm, clipped', 'central', 'segment'], 2)
@@ -241,6 +242,7 @@ class Ef21Test(CommunicationTest):
     def test_nothing_compressed_is_the_plain_run(self):
         self.check({'groups': groups(EMA), 'communication': ef21()}, 3, plain=True)
 
+    @long
     def test_down(self):
         for name, way in {'topk': ef21(None, top()), 'rank': ef21(None, rank()), 'both': ef21(top(), rank()),
                           'both, nine bits': ef21(rank(natural=True), top(natural=True))}.items():
@@ -250,6 +252,7 @@ class Ef21Test(CommunicationTest):
     def test_one_rank(self):
         self.check({'groups': groups(EMA), 'communication': ef21(top(), rank())}, 1)
 
+    @long
     def test_outer_step(self):
         """It is the server's; RAPP's next update starts there, not at the weights that the ranks hold."""
         for kind in ('lookahead', 'rapp'):
@@ -267,6 +270,7 @@ class LocalTest(CommunicationTest):
         self.check({'groups': chosen, 'communication': {'type': 'local', 'inner_power': inner_power},
                     'outer': {'type': 'lookahead', 'every': every, **(outer or {})}, **more}, ranks)
 
+    @long
     def test_local_steps(self):
         muon = groups({'type': 'nesterov', 'beta': 0.9}, ADAM)
         decay = {'type': 'decoupled', 'weight_decay': 0.1}
@@ -298,6 +302,7 @@ class OuterTest(CommunicationTest):
 
 
 class PresetTest(CommunicationTest):
+    @long
     def test_presets(self):
         """Those of configs/optimizer that name an estimator, a communication or an outer step."""
         presets = {path.stem: json.loads(path.read_text()) for path in (ROOT / 'configs' / 'optimizer').glob('*.json')}

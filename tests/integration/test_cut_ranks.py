@@ -3,6 +3,7 @@ import json
 import shutil
 import struct
 
+from cli import long
 from test_ranks import RanksTest
 
 MODEL = {'vocab_size': 201, 'd_model': 32, 'd_ff': 101, 'tie_embeddings': False}  # 6432 = 3 * 33.5 * 64 elements
@@ -36,6 +37,7 @@ class CutTest(RanksTest):
             # Where a gradient is about zero its sign, and lion's step, may turn.
             self.assertLess(wrong, 0.02 * len(values), name)
 
+    @long
     def test_other_numbers_of_ranks(self):
         for preset, rate in (('adamw', 0.003), ('lion', 0.001), ('muon', 0.01), ('soda', 0.001)):
             with self.subTest(preset):
@@ -58,6 +60,7 @@ class CutTest(RanksTest):
         self.assertIn('resumed after 7 updates', self.ranks(4, *every, run='again').out)
         self.assert_same_run('whole', 'again', 20)
 
+    @long
     def test_resume_on_other_numbers_of_ranks(self):
         self.configure('adamw', 0.01)
         self.ranks(1, run='one')
