@@ -114,7 +114,8 @@ def lint(files):
                 yield f'{here}: kernel {name} has the name of another one ({where[name]}); give it another'
             where[name] = here
             end = code.find('\n}', offset)
-            if len(re.findall(r'\n    wait_for_previous\(\);', code[offset:end])) != 1:
+            before, waits, after = code[offset:end].partition('\n    wait_for_previous();')
+            if not waits or '\n    wait_for_previous();' in after or re.search(r'\breturn\b', before):
                 yield f'{here}: kernel {name}: every thread has to call wait_for_previous(), once, in no branch'
     everything = '\n'.join(sources.values())
     for name, here in where.items():

@@ -199,7 +199,7 @@ cudaError_t cudaFuncGetAttributes(cudaFuncAttributes* attributes, const void* fu
     memset(attributes, 0, sizeof *attributes);
     attributes->maxThreadsPerBlock = kMaxThreads;
     attributes->maxDynamicSharedSizeBytes = static_cast<int>(max_dynamic_shared(function));
-    attributes->ptxVersion = attributes->binaryVersion = 90;
+    attributes->ptxVersion = attributes->binaryVersion = settings().capability;
     return cudaSuccess;
 }
 

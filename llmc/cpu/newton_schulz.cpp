@@ -151,13 +151,15 @@ class Iteration {
     int64_t rows_, columns_;
 };
 
+constexpr int64_t kSmallMatrix = 1 << 16;  // elements
+
 }  // namespace
 
 // Matrices worked on side by side, each by one thread; else they come one by one and all threads
 // share the products. Small products do not occupy several threads, and large ones would need much
 // memory side by side, or the library that is AMX's, which is not for several at once.
 int CpuBackend::newton_schulz_lanes(const NewtonSchulz& op) const {
-    constexpr int64_t small = 1 << 16, large = 1 << 20;  // elements
+    constexpr int64_t small = kSmallMatrix, large = 1 << 20;  // elements
     const int64_t elements = op.x[0].count(), matrices = static_cast<int64_t>(op.x.size());
     const bool shared = matrices < threads_ || (op.inner == DType::bf16 && bf16_matmul_.fast());
     if (elements > (shared ? small : large)) return 1;
@@ -166,7 +168,9 @@ int CpuBackend::newton_schulz_lanes(const NewtonSchulz& op) const {
 
 Bf16NewtonSchulz CpuBackend::bf16_newton_schulz(const NewtonSchulz& op) const {
     if (newton_schulz_lanes(op) > 1) return {op, 1, nullptr};
-    return {op, threads_, bf16_matmul_.fast() ? &bf16_matmul_ : nullptr};
+    // By the size alone: threads and company must not change the bits.
+    const bool by_library = bf16_matmul_.fast() && op.x[0].count() > kSmallMatrix;
+    return {op, threads_, by_library ? &bf16_matmul_ : nullptr};
 }
 
 // Of one matrix.

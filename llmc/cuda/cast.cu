@@ -47,6 +47,13 @@ void for_real_type(DType dtype, F&& f) {
 
 }  // namespace
 
+bool kernels_wait() {
+    cudaFuncAttributes compiled{};
+    check(cudaFuncGetAttributes(&compiled, update_kernel<Conversion<float, bf16>>),
+          "asking how a kernel was compiled");
+    return compiled.ptxVersion >= 90;
+}
+
 void CudaBackend::convert(const Tensor& to, const Tensor& from) {
     for_real_type(from.dtype, [&](auto from_type) {
         for_real_type(to.dtype, [&](auto to_type) {

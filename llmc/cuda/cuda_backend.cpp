@@ -213,7 +213,7 @@ void CudaBackend::await(size_t milestone) {
 }
 
 bool CudaBackend::set_dependent_launch(bool on) {
-    if (on && device_.major < 9) return false;
+    if (on && !kernels_wait()) return false;
     stream_.dependent = on;
     return true;
 }

@@ -41,7 +41,7 @@ std::unique_ptr<Backend> make_backend(const std::string& device, int threads,
 void set_launches(const Config& config, Backend& backend) {
     if (backend.set_dependent_launch(config.run.dependent_launch)) return;
     throw UsageError(
-        "run.dependent_launch = true needs a GPU of compute capability 9.0 or newer, this is " +
+        "run.dependent_launch = true needs a GPU of compute capability 9.0, this is " +
         backend.describe() + "; expected false");
 }
 

@@ -66,7 +66,7 @@ std::vector<Key> run_and_model_keys() {
          "record micro-step and update as CUDA graphs; false, for debugging: launch every kernel by "
          "itself, to the same bits"},
         {"run.dependent_launch", boolean(), is(false),
-         "GPUs of compute capability 9.0 and up: kernels start while those ahead of them end, to "
+         "GPUs of compute capability 9.0: kernels start while those ahead of them end, to "
          "the same bits; bench train measures both (cuda.md)"},
         {"run.overlap", boolean(), is(true),
          "ranks on GPUs sum gradients and share weights while they compute (ranks.md); false, for "

@@ -97,7 +97,7 @@ class SymmetricTest : public ::testing::TestWithParam<std::tuple<Variant, DType>
             GTEST_SKIP() << "wgmma is for compute capability 9.0, this device has " << major << '.'
                          << minor;
         }
-        stream_.dependent = major >= 9 && launches_may_overlap();
+        stream_.dependent = kernels_wait() && launches_may_overlap();
     }
 
     const Variant& variant() const { return std::get<0>(GetParam()); }

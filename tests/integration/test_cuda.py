@@ -74,7 +74,7 @@ class CudaTest(EmulatedTest):
 
     def test_dependent_launch_is_refused_where_there_is_none(self):
         self.config({'run': {'steps': 1, 'dependent_launch': True}})
-        expected = r'^train_gpt: run.dependent_launch = true needs a GPU of compute capability 9.0 .*; expected false$'
+        expected = r'^train_gpt: run.dependent_launch = true needs a GPU of compute capability 9.0, .*; expected false$'
         command = ['train', '--config', 'config.json', '--device']
         older = {'LMO_EMULATOR_CAPABILITY': '89'}
         for result in (self.on_emulator(*command, 'cuda', status=2, environment=older), self.run_cli(*command, 'cpu')):
