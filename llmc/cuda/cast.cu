@@ -49,7 +49,8 @@ void for_real_type(DType dtype, F&& f) {
 
 bool kernels_wait() {
     cudaFuncAttributes compiled{};
-    check(cudaFuncGetAttributes(&compiled, update_kernel<Conversion<float, bf16>>),
+    const auto kernel = update_kernel<Conversion<float, bf16>>;
+    check(cudaFuncGetAttributes(&compiled, reinterpret_cast<const void*>(kernel)),
           "asking how a kernel was compiled");
     return compiled.ptxVersion >= 90;
 }

@@ -73,7 +73,12 @@ bool NcclCommunicator::ended() {
 void NcclCommunicator::grouped(const char* doing, const std::function<void()>& calls) {
     assert(communicator_ != nullptr);
     check(nccl::library().group_start(), doing);
-    calls();
+    try {
+        calls();
+    } catch (...) {
+        (void)nccl::library().group_end();
+        throw;
+    }
     check(nccl::library().group_end(), doing);
 }
 

@@ -129,6 +129,7 @@ class DeviceCollectives : public Collectives {
             issue(what, [&] { communicator_->sum_to_owners(parts(flat, bucket.pieces)); });
             bytes_sent_ += owned_bytes(flat, bucket.pieces, false);
         }
+        backend_.synchronize();  // what it computes is no rank's delay; waits for nobody else
         finish(what);
     }
     void begin_sharing(const Tensor& flat, const std::vector<Bucket>& buckets,

@@ -46,7 +46,8 @@ class Collectives {
                                const char* what) = 0;
     // Begins to share what was computed so far, bucket by bucket; then(bucket) issues what is to be
     // done with each that has come. Behind await() of its milestones the backend may read it.
-    // `behind`, where it is not empty, has the same pieces and follows all buckets. Before anything waits for the backend, or it writes there, finish_sharing() must have been
+    // `behind`, where it is not empty, has the same pieces and follows all buckets. Before the host
+    // waits for what awaits them, and before anything writes there, finish_sharing() must have been
     // called.
     virtual void begin_sharing(const Tensor& flat, const std::vector<Bucket>& buckets,
                                const std::function<void(const Bucket&)>& then,

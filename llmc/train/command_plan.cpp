@@ -262,6 +262,7 @@ ordered_json scaling_of(const PlanOptions& options, const Config& config, const 
         for (const Piece& piece : bucket.pieces) elements += static_cast<double>(piece.count);
         return elements / static_cast<double>(parameters.count());
     };
+    cost.overlaps = config.communication.type == CommunicationType::mean;
     cost.last_up = cost.up * share_of(overlap.gradients.back());
     cost.first_down = cost.down * share_of(overlap.weights.front());
     if (!optimizer_is_whole(config, static_cast<int>(options.ranks))) {

@@ -17,7 +17,7 @@ nlohmann::ordered_json predict_scaling(const UpdateCost& cost, double link, int6
     };
     const double exposed = shown(cost.up, cost.last_up, pass * 2.0 / 3.0) +
                            shown(cost.down, cost.first_down, pass / 3.0);
-    const double overlapped = gradients + directions + exposed;
+    const double overlapped = cost.overlaps ? gradients + directions + exposed : seconds;
     return {{"link_bytes_per_s", link},
             {"gradients_s", gradients},
             {"directions_s", directions},

@@ -14,6 +14,7 @@ struct UpdateCost {
     double up = 0.0, down = 0.0;  // bytes that a rank sends, on average
     double busiest_up = 0.0, busiest_down = 0.0;  // received and sent by the owner with most
     double micro_batches = 1.0;                   // of a rank: the last and the first can hide bytes
+    bool overlaps = true;                         // else everything is one after the other
     // The parts of `up` and `down` that nothing hides: what the backward pass completes last, and
     // what the forward pass reads first.
     double last_up = 0.0, first_down = 0.0;

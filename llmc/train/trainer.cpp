@@ -287,6 +287,8 @@ double Trainer::issue_gradients(const NextBatch& next, int64_t count, int64_t lo
         if (done > 0 && done + 1 == count && config_.schedule.compat.last_micro_batch) {
             backend_.copy_out(&before_last, batch_.loss);
         }
+        // One by one, more operations than the device takes in would wait for weights here.
+        if (!config_.run.graphs) weights_.settle();
         graph.launch();
         weights_.settle();  // it reads them as they come
     }

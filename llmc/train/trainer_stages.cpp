@@ -104,7 +104,7 @@ void Trainer::take_outer_step() {
         return;
     }
     stages_.outer->step(master);
-    if (ranks_.size() == 1) weights_.refresh_copies();
+    if (ranks_.size() == 1 || drifting_) weights_.refresh_copies();  // share_weights() does else
 }
 
 }  // namespace lmo

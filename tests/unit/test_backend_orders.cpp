@@ -53,10 +53,18 @@ TEST_P(OrdersTest, MilestonesJoinThem) {
     }
 }
 
-// A graph's own milestones count at each launch.
+// A graph's own milestones count at each launch: what the graph takes long to make is awaited.
 TEST_P(OrdersTest, GraphsReachAndAwait) {
+    constexpr int64_t kLong = int64_t{1} << 23;
+    Tensor input = source_, bulk[2];
+    source_.data = backend_->allocate(kCount * sizeof(float));
+    for (Tensor& tensor : bulk) {
+        tensor = {backend_->allocate(kLong * sizeof(float)), DType::f32, {kLong}};
+        backend_->zero(tensor);
+    }
     const auto begins = backend_->capture([&] {
-        backend_->copy(back_, source_);
+        for (int i = 0; i < 10; ++i) backend_->copy(bulk[1 - i % 2], bulk[i % 2]);
+        backend_->copy(source_, input);
         backend_->reach(7);
         backend_->zero(back_);
     });
@@ -65,7 +73,8 @@ TEST_P(OrdersTest, GraphsReachAndAwait) {
         backend_->copy(back_, there_);
     });
     for (const float value : {1.0f, 2.0f, 3.0f}) {
-        put(value);
+        const std::vector<float> values(kCount, value);
+        backend_->copy_in(input, values.data());
         begins->launch();
         backend_->aside([&] {
             backend_->await(7);
@@ -77,6 +86,7 @@ TEST_P(OrdersTest, GraphsReachAndAwait) {
         ends->launch();  // nothing new to wait for
         EXPECT_EQ(result(), std::vector<float>(kCount, value));
     }
+    for (const Tensor& tensor : {input, bulk[0], bulk[1]}) backend_->release(tensor.data);
 }
 
 // Who awaits what nobody reached goes on.
