@@ -228,6 +228,7 @@ class BenchOptimizerTest(CliTest):
     def lines(self, *arguments, **options):
         return [json.loads(line) for line in self.bench('--json', *arguments, **options).out.splitlines()]
 
+    @long
     def test_every_preset_and_coefficient_set_has_lines(self):
         (self.folder / 'model.json').write_text(json.dumps({'model': TINY_MODEL}))
         lines = self.lines('--config', 'model.json', '--layers', '1')
@@ -259,6 +260,7 @@ class BenchOptimizerTest(CliTest):
         self.assertAlmostEqual(adamw['state_bytes_per_parameter'], 8, delta=0.1)
         self.assertEqual(adamw['flops'], 0)
 
+    @long
     def test_split_master_weights(self):
         (self.folder / 'model.json').write_text(json.dumps({'model': TINY_MODEL}))
         lines = self.lines('--config', 'model.json', '--layers', '1', '--master', 'split', '--only', 'preset.')[2:]

@@ -290,6 +290,7 @@ class LocalTest(CommunicationTest):
 
 
 class OuterTest(CommunicationTest):
+    @long
     def test_outer_steps(self):
         momentum = {'rate': 0.8, 'momentum': 0.5, 'nesterov': True}
         for name, outer, more, ranks in (('lookahead', {}, {'estimator': STORM}, 1),

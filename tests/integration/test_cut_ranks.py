@@ -48,6 +48,7 @@ class CutTest(RanksTest):
                     self.assert_close(f'{preset}-1', f'{preset}-{count}')
                     self.assert_same_states(f'{preset}-1', f'{preset}-{count}')
 
+    @long
     def test_the_same_bits_again_and_resumed(self):
         self.configure('adamw', 0.01)
         every = ('--set', 'checkpoint.every=1', '--set', 'checkpoint.keep=0')

@@ -3,7 +3,7 @@ run bit by bit."""
 import json
 import shutil
 
-from cli import CliTest
+from cli import CliTest, long
 from emulated import EmulatedTest
 
 LEVELS = ['none', 'norm+swiglu', 'block']
@@ -47,6 +47,7 @@ class EmulatedRecomputeTest(Configured, EmulatedTest):
                              f'run.dependent_launch={dependent}', '--set', f'run.dir=dependent-{dependent}')
         self.assert_same_run('dependent-true', 'dependent-false', 4)
 
+    @long
     def test_every_level(self):
         for precision in ('fp32', 'bf16'):
             for level in LEVELS:

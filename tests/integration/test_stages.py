@@ -6,7 +6,7 @@ import signal
 import struct
 import subprocess
 
-from cli import TRAIN_GPT, CliTest
+from cli import TRAIN_GPT, CliTest, long
 
 EMA = [{'match': {'role': 'matrix'}, 'momentum': {'type': 'ema', 'beta': 0.9},
         'norm': {'type': 'spectral', 'coefficients': 'jordan', 'steps': 5}, 'radius': '0.2*sqrt(max(m,n))'},
@@ -107,6 +107,7 @@ class StagesTest(CliTest):
         for one, three in zip(self.losses(f'{name}1'), self.losses(f'{name}3'), strict=True):
             self.assertAlmostEqual(one, three, delta=1e-11 * one)
 
+    @long
     def test_some_resume_and_are_planned(self):
         """All of them: tests/long/test_stages_long.py."""
         for name, ranks in (('storm_clipped', 1), ('central', 3), ('page', 1), ('rank_both', 3), ('decaying', 3),

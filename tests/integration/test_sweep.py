@@ -9,7 +9,7 @@ import sys
 import time
 import unittest
 
-from cli import ROOT, TRAIN_GPT, CliTest
+from cli import ROOT, TRAIN_GPT, CliTest, long
 
 sys.path.insert(0, str(ROOT / 'scripts'))
 from sweeps import plan  # noqa: E402
@@ -73,6 +73,7 @@ class SweepTest(CliTest):
         self.assertIn('12 of 12 runs are finished already', self.sweep('sweep.json', '--jobs', 2).stdout)
         self.assertEqual((self.folder / 'runs' / 'sweep' / 'results.json').read_bytes(), before)
 
+    @long
     def test_stopped_and_continued(self):
         grid = ['--config', 'config.json', '--name', 'stopped', '--grid', 'run.seed=0,1,2,3', '--set', 'run.steps=400']
         process = subprocess.Popen([sys.executable, SWEEP, *grid, '--jobs', '2'], cwd=self.folder,

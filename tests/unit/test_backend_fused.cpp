@@ -16,7 +16,7 @@ const Stage kStages[] = {Stage::stateless, Stage::momentum, Stage::started,
 bool is_adam(Stage stage) { return stage == Stage::adam || stage == Stage::adam_inside; }
 
 // Sizes round the widths of vectors, pieces and blocks, and none.
-const std::vector<int64_t> kSizes = {1, 0, 8193, 1024, 63, 33001, 2, 3};
+const std::vector<int64_t> kSizes = {1, 0, 8193, 1024, 63, 17001, 2, 3};
 
 class FusedUpdateTest : public BackendTest {
   protected:
