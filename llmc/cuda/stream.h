@@ -18,8 +18,8 @@ struct Stream {
     bool dependent;
 };
 
-// Whether our kernels, as compiled for the current device, wait for the work ahead. sm_90a's machine
-// code does; what other devices make of the PTX of compute_80 does not.
+// Whether our kernels, as compiled for the current device, wait for the work ahead. sm_90a's
+// machine code does; what other devices make of the PTX of compute_80 does not.
 bool kernels_wait();
 
 }  // namespace lmo::cuda

@@ -9,10 +9,10 @@
 //  * An operation never allocates. Those that need scratch memory say how much (`workspace_bytes`
 //    with the same parameter struct, data pointers not read) and get it in `workspace`.
 //  * The element type is chosen inside the operation, from the tensors' dtype. Letters:
-//    B sequences, T positions, N = B*T rows, C channels (d_model), H heads, K key/value heads, D head size,
-//    F SwiGLU width, V vocabulary. "compute" is the type of activations and of the weights that a
-//    matrix product reads; gradients, statistics and master weights are "master": fp32, or fp64
-//    when compute is fp64.
+//    B sequences, T positions, N = B*T rows, C channels (d_model), H heads, K key/value heads,
+//    D head size, F SwiGLU width, V vocabulary. "compute" is the type of activations and of the
+//    weights that a matrix product reads; gradients, statistics and master weights are "master":
+//    fp32, or fp64 when compute is fp64.
 //  * Scalars that change at every step are read from device memory (fp64), so that a captured
 //    sequence of operations stays valid.
 //  * Every reduction has a fixed order: equal inputs, threads and processor features give equal
@@ -82,9 +82,9 @@ class Backend {
     virtual void aside(const std::function<void()>& body) { body(); }
     virtual void reach(size_t /*milestone*/) {}
     virtual void await(size_t /*milestone*/) {}
-    // Whether a GPU's own kernels may be launched before those ahead of them have ended, to the same
-    // bits; they may not at first. Holds for what is issued or recorded from then on. False where the
-    // device cannot do what is asked.
+    // Whether a GPU's own kernels may be launched before those ahead of them have ended, to the
+    // same bits; they may not at first. Holds for what is issued or recorded from then on. False
+    // where the device cannot do what is asked.
     virtual bool set_dependent_launch(bool on) { return !on; }
     // Moments: mark(i) is when all operations issued before it are done, seconds_between waits for
     // both. For the few numbers from 0 on that are in use; not while recording.

@@ -13,7 +13,7 @@ struct UpdateCost {
     double busiest_share = 1.0;   // of the directions: the rank that has most of them
     double up = 0.0, down = 0.0;  // bytes that a rank sends, on average
     double busiest_up = 0.0, busiest_down = 0.0;  // received and sent by the owner with most
-    double micro_batches = 1.0;                   // of a rank: the last and the first can hide bytes
+    double micro_batches = 1.0;                   // of a rank: the last and the first hide bytes
     bool overlaps = true;                         // else everything is one after the other
     // The parts of `up` and `down` that nothing hides: what the backward pass completes last, and
     // what the forward pass reads first.
@@ -28,8 +28,8 @@ struct UpdateCost {
 // Overlapped, as ranks on GPUs are: sums are made on the way (rings); what goes up is hidden behind
 // the backward pass (2/3 of the gradients) of the last micro-batch and what comes down behind the
 // forward pass of the first, as far as these last, but for last_up and first_down. Efficiency: the
-// time of one rank over ranks times theirs. Bytes that move at `link` bytes/s into and out of a rank
-// at once; no latency, no elementwise operations.
+// time of one rank over ranks times theirs. Bytes that move at `link` bytes/s into and out of a
+// rank at once; no latency, no elementwise operations.
 nlohmann::ordered_json predict_scaling(const UpdateCost& cost, double link, int64_t ranks);
 
 }  // namespace lmo

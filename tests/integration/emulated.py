@@ -22,6 +22,19 @@ class EmulatedTest(CliTest):
     def losses(self, run):
         return [line['loss'] for line in self.metrics(run, 'train') + self.metrics(run, 'val')]
 
+    def assert_resumes_exactly(self, changes):
+        """Four updates at once, and two with two more under another order of threads: the same bits. Leaves the runs
+        `whole` and `parts`."""
+        self.config({**changes, 'checkpoint': {'every': 2, 'keep': 0}})
+        command = ['train', '--config', 'config.json', '--set', 'run.steps=4', '--device', 'cuda', '--set']
+        for run in ('whole', 'parts'):
+            self.on_emulator(*command, f'run.dir={run}')
+        subprocess.run(['rm', '-r', self.checkpoint(4, 'parts')], check=True)
+        self.on_emulator(*command, 'run.dir=parts', environment={'LMO_EMULATOR_ORDER': '7'})
+        for name in ('model.safetensors', 'optimizer.safetensors'):
+            self.assertEqual((self.checkpoint(4, 'whole') / name).read_bytes(),
+                             (self.checkpoint(4, 'parts') / name).read_bytes(), name)
+
     def both(self, changes, bound):
         """The same run on both devices: losses agree to `bound`, relative."""
         self.config(changes)

@@ -182,13 +182,4 @@ class EmulatedSplitMasterTest(EmulatedTest):
                    'model': self.MODEL}, bound=1e-2)
 
     def test_resumes_exactly(self):
-        self.config({'optimizer': {'preset': 'muon-clip', 'lr': 0.003}, 'checkpoint': {'every': 2, 'keep': 0},
-                     'precision': SPLIT})
-        command = ['train', '--config', 'config.json', '--set', 'run.steps=4', '--device', 'cuda', '--set']
-        for run in ('whole', 'parts'):
-            self.on_emulator(*command, f'run.dir={run}')
-        subprocess.run(['rm', '-r', self.checkpoint(4, 'parts')], check=True)
-        self.on_emulator(*command, 'run.dir=parts', environment={'LMO_EMULATOR_ORDER': '7'})
-        for name in ('model.safetensors', 'optimizer.safetensors'):
-            self.assertEqual((self.checkpoint(4, 'whole') / name).read_bytes(),
-                             (self.checkpoint(4, 'parts') / name).read_bytes(), name)
+        self.assert_resumes_exactly({'optimizer': {'preset': 'muon-clip', 'lr': 0.003}, 'precision': SPLIT})

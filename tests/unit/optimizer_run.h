@@ -1,6 +1,7 @@
 // Test support: the parameters of dev/reference/optimizers.py, and an optimizer with its buffers.
 #pragma once
 
+#include <cmath>
 #include <memory>
 #include <string>
 #include <vector>
@@ -198,5 +199,21 @@ class OptimizerRun {
     ParameterBuffer weights, gradients, copies, remainders;
     std::unique_ptr<Optimizer> optimizer;
 };
+
+// Ten updates by gradients that are a function of the update, at a rate that falls.
+inline void take_steps(OptimizerRun& run) {
+    for (int t = 0; t < 10; ++t) {
+        std::vector<std::vector<double>> gradients;
+        for (const Parameter& p : run.list) {
+            std::vector<double> values(static_cast<size_t>(p.shape.count()));
+            for (size_t i = 0; i < values.size(); ++i) {
+                values[i] = std::sin(1.7 * static_cast<double>(i + gradients.size()) + t);
+            }
+            gradients.push_back(values);
+        }
+        run.add_gradients(gradients);
+        run.step(0.1 / (t + 1), t);
+    }
+}
 
 }  // namespace lmo

@@ -45,18 +45,7 @@ std::vector<double> result_of(OptimizerRun& run) {
     for (size_t i = 0; i < weights.size(); ++i) weights[i] = 0.25 * std::cos(0.7 * i);
     run.set(run.weights.flat, weights);
     run.optimizer->initialise(run.weights);
-    for (int t = 0; t < 10; ++t) {
-        std::vector<std::vector<double>> gradients;
-        for (const Parameter& p : run.list) {
-            std::vector<double> values(static_cast<size_t>(p.shape.count()));
-            for (size_t i = 0; i < values.size(); ++i) {
-                values[i] = std::sin(1.7 * static_cast<double>(i + gradients.size()) + t);
-            }
-            gradients.push_back(values);
-        }
-        run.add_gradients(gradients);
-        run.step(0.1 / (t + 1), t);
-    }
+    take_steps(run);
     std::vector<double> all = run.all_weights();
     const auto append = [&](const std::vector<double>& values) {
         all.insert(all.end(), values.begin(), values.end());

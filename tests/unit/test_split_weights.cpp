@@ -16,21 +16,6 @@ std::vector<float> read_floats(Backend& backend, const Tensor& tensor) {
     return values;
 }
 
-void take_steps(OptimizerRun& run) {
-    for (int t = 0; t < 10; ++t) {
-        std::vector<std::vector<double>> gradients;
-        for (const Parameter& p : run.list) {
-            std::vector<double> values(static_cast<size_t>(p.shape.count()));
-            for (size_t i = 0; i < values.size(); ++i) {
-                values[i] = std::sin(1.7 * static_cast<double>(i + gradients.size()) + t);
-            }
-            gradients.push_back(values);
-        }
-        run.add_gradients(gradients);
-        run.step(0.1 / (t + 1), t);
-    }
-}
-
 // Ten updates; bit by bit.
 void expect_updates_of_fp32(const OptimizerConfig& config) {
     OptimizerRun plain(config, DType::f32, false, layered_parameters());
